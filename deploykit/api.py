@@ -1,0 +1,104 @@
+"""From Python: one call for each thing that the command line can build."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from deploykit.pipeline.run import Event, Outcome
+    from deploykit.runtime import Bundle
+
+
+def export(
+    source: str | Path,
+    *,
+    output: str | Path | None = None,
+    targets: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    opset: int | None = None,
+    exporter: str | None = None,
+    kind: str | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    max_length: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    report: bool = True,
+) -> Bundle:
+    """Build a bundle from a trained encoder; what is None is as the source or the recipe's defaults say.
+
+    ``source`` is what ``[source] model`` of a recipe may be. Variants that did not pass are announced by a
+    `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a `DeploykitError` otherwise.
+    """
+    from deploykit.runtime import Bundle
+
+    outcome = run(
+        recipe(
+            source,
+            output=output,
+            variants={"targets": targets, "precisions": precisions},
+            settings={"opset": opset, "exporter": exporter},
+            overrides={
+                "kind": kind,
+                "pooling": pooling,
+                "normalize": normalize,
+                "max_length": max_length,
+                "revision": revision,
+                "trust_remote_code": trust_remote_code,
+            },
+            report=report,
+        )
+    )
+    for refused in outcome.refused:
+        warnings.warn(f"{refused['variant']} is not in the bundle: {refused['reason']}", stacklevel=2)
+    assert outcome.bundle is not None
+    return Bundle.open(outcome.bundle)
+
+
+def recipe(
+    source: str | Path,
+    *,
+    output: str | Path | None = None,
+    variants: dict[str, Sequence[str] | None] | None = None,
+    settings: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+    report: bool = True,
+    where: str = "the arguments",
+) -> Recipe:
+    """The recipe that arguments amount to; values that are None, and empty lists, are left to the defaults.
+
+    ``variants``, ``settings`` and ``overrides`` are the keys of ``[variants]``, ``[export]`` and ``[source]``;
+    ``where`` is what messages call the arguments.
+    """
+    lists = {key: list(names) for key, names in (variants or {}).items() if names}
+    data = {
+        "source": {"model": str(source), **_given(overrides)},
+        "export": _given(settings),
+        "variants": lists,
+        "bundle": {} if output is None else {"output": str(output)},
+        "report": {"enabled": report},
+    }
+    return Recipe.from_data(data, where=where)
+
+
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    until: str | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    """Carry out a recipe (or the file of one) up to and with step ``until``; ``on_event`` hears of every step."""
+    from deploykit.pipeline.plan import plan
+    from deploykit.pipeline.run import run as run_plan
+
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_toml(recipe)
+    return run_plan(plan(recipe), until=until, on_event=on_event)
+
+
+def _given(values: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (values or {}).items() if value is not None}

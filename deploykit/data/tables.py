@@ -1,0 +1,143 @@
+"""Tables: .jsonl, .csv, .tsv and .parquet, by column."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploykit.data import Dataset, texts
+from deploykit.errors import InputError, MissingError, nearest
+from deploykit.runtime.manifest import Modality
+
+ROLES: dict[str, tuple[Modality, tuple[str, ...]]] = {
+    "text": ("text", ("text", "sentence", "content", "document", "passage", "query", "body")),
+    "image": ("image", ("image", "img", "picture")),
+    "audio": ("audio", ("audio", "wav", "waveform", "speech")),
+}
+LABELS = ("label", "labels", "class", "target")
+Columns = Mapping[str, Sequence[Any]]
+
+
+def read(path: Path, columns: Mapping[str, str]) -> Dataset:
+    """One column of a table as inputs, another as labels where it has one.
+
+    ``columns`` maps a role (``text``, ``image``, ``audio``, ``label``, or ``input``: find out which) to a column.
+    """
+    for role in columns:
+        if role not in (*ROLES, "label", "input"):
+            raise InputError(f"'{role}' is no role of a column", hint=nearest(role, [*ROLES, "label"]))
+    table = _load(path, columns)
+    modality, column = _input_column(path, table, columns)
+    values = table[column]
+    if not values:
+        raise InputError(f"'{path.name}' has no rows", hint="give a table with at least one row")
+    name = columns.get("label") or next((c for c in LABELS if c in table), None)
+    if name is not None:
+        _column(path, table, name)
+    inputs = [_value(v, modality, path, column, row) for row, v in enumerate(values, start=1)]
+    return Dataset(path.name, modality, inputs, list(table[name]) if name else None)
+
+
+def _load(path: Path, columns: Mapping[str, str]) -> Columns:
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path)
+    if path.suffix.lower() == ".jsonl":
+        return _jsonl(path)
+    return _csv(path, numbered=any(c.isdigit() for c in columns.values()))
+
+
+def _jsonl(path: Path) -> Columns:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(texts.lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"'{path.name}' line {number} is not JSON: {error}", hint="one object a line") from None
+        if not isinstance(row, (dict, str)):
+            raise InputError(f"'{path.name}' line {number} is neither an object nor a string", hint="one object a line")
+        rows.append(row if isinstance(row, dict) else {"text": row})
+    names = dict.fromkeys(key for row in rows for key in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _csv(path: Path, *, numbered: bool) -> Columns:
+    """Tab-separated files are read without quoting, as tools that write them do not quote."""
+    lines = texts.lines(path)
+    tabs = path.suffix.lower() == ".tsv" or lines[0].count("\t") > lines[0].count(",")
+    if tabs:
+        rows = [line.split("\t") for line in lines]
+    else:
+        csv.field_size_limit(2**31 - 1)
+        rows = list(csv.reader((line + "\n" for line in lines), strict=False))
+    rows = [row for row in rows if row != [] and row != [""]]
+    header = [str(i) for i in range(1, max(map(len, rows), default=0) + 1)] if numbered else rows.pop(0)
+    return {name: [row[i] if i < len(row) else None for row in rows] for i, name in enumerate(header)}
+
+
+def _parquet(path: Path) -> Columns:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError:
+        raise MissingError(
+            "reading .parquet needs pyarrow, which is not installed", hint="pip install pyarrow"
+        ) from None
+    try:
+        return dict(parquet.read_table(path).to_pydict())
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"'{path.name}' is not a readable parquet file: {error}", hint="fetch it again") from None
+
+
+def _input_column(path: Path, table: Columns, columns: Mapping[str, str]) -> tuple[Modality, str]:
+    for role, (modality, _) in ROLES.items():
+        if role in columns:
+            return modality, _column(path, table, columns[role])
+    if "input" in columns:
+        column = _column(path, table, columns["input"])
+        return _modality(column, table[column]), column
+    for modality, names in ROLES.values():
+        for name in names:
+            if name in table:
+                return modality, name
+    if len(table) == 1:
+        column = next(iter(table))
+        return _modality(column, table[column]), column
+    hint = f"name it: {path.name}#COLUMN, one of {', '.join(table)}"
+    raise InputError(f"'{path.name}' does not tell which column is the input", hint=hint)
+
+
+def _column(path: Path, table: Columns, name: str) -> str:
+    if name not in table:
+        raise InputError(f"'{path.name}' has no column '{name}'", hint=nearest(name, list(table)))
+    return name
+
+
+def _modality(column: str, values: Sequence[Any]) -> Modality:
+    """By its well-known name, else text for strings, image for encoded bytes."""
+    for modality, names in ROLES.values():
+        if column in names:
+            return modality
+    return "image" if values and isinstance(values[0], (bytes, dict)) else "text"
+
+
+def _value(value: Any, modality: Modality, path: Path, column: str, row: int) -> Any:
+    if modality == "text":
+        if not isinstance(value, str):
+            raise InputError(
+                f"'{path.name}' row {row}: column '{column}' holds no text but {value!r}", hint="fill it in"
+            )
+        return value
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(data, bytes):
+        return data
+    name = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        raise InputError(
+            f"'{path.name}' row {row}: column '{column}' holds neither bytes nor a path", hint="fill it in"
+        )
+    return path.parent / name

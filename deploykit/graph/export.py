@@ -1,0 +1,278 @@
+"""From a torch module to a portable ONNX file that was proven against torch.
+
+The exporters are tried in turn, and a try only counts when its graph keeps every dynamic axis, loads in onnxruntime
+and passes the proof (`deploykit.graph.prove`): both exporters have been seen to fix an axis, or to give wrong vectors
+at one length, without a word. Giving up an exporter is announced in the result, never silent.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.errors import DeploykitError, ExportError
+from deploykit.graph import prove
+from deploykit.runtime.manifest import Card, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    from deploykit.sources import Source
+
+EXPORTERS = ("dynamo", "torchscript")
+# protobuf refuses messages of 2 GiB; what is not a weight needs room too.
+_EXTERNAL_DATA_BYTES = 1_800_000_000
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """``opset`` of the portable model; ``exporter`` auto tries dynamo and, when it fails, announces TorchScript."""
+
+    opset: int = 20
+    exporter: str = "auto"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The proven portable model, the proof, and ``notes`` for the user: what was tried and did not work."""
+
+    model: Path
+    exporter: str
+    proof: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def export(source: Source, options: ExportOptions, out: Path) -> tuple[Exported, list[prove.Case]]:
+    """Write ``out/model.onnx`` and prove it; also returns the cases of the proof, for the engines to come.
+
+    Raises `ExportError` when no exporter succeeds, and `ProofError` when one does and its vectors are wrong.
+    """
+    if options.exporter not in ("auto", *EXPORTERS):
+        raise ExportError(f"there is no exporter '{options.exporter}'", hint="auto, dynamo or torchscript")
+    path = out / "model.onnx"
+    if source.model_path is not None:
+        return _adopt(source, source.model_path, path)
+    cases = prove.make_cases(source, reference(source))
+    failures: list[tuple[str, Exception]] = []
+    for exporter in EXPORTERS if options.exporter == "auto" else (options.exporter,):
+        try:
+            _run_exporter(exporter, source, options.opset, path)
+            proof = _finish(source.card, path, cases)
+        except Exception as error:
+            failures.append((exporter, error))
+            continue
+        notes = tuple(f"the {name} exporter was given up: {_first_line(error)}" for name, error in failures)
+        return Exported(path, exporter, proof, notes), cases
+    raise _give_up(failures)
+
+
+def reference(source: Source) -> Callable[[prove.Feeds], np.ndarray]:
+    """What every artefact is compared with: the torch module in fp32, or the ONNX file as given, unoptimised."""
+    if source.model_path is not None:
+        return _reference_session(source.model_path, source.card)
+    import torch
+
+    module = source.module
+    assert module is not None
+
+    def run(feeds: prove.Feeds) -> np.ndarray:
+        with torch.inference_mode():
+            answer: np.ndarray = (
+                module(**{name: torch.from_numpy(array) for name, array in feeds.items()}).float().numpy()
+            )
+        return answer
+
+    return run
+
+
+def _run_exporter(exporter: str, source: Source, opset: int, path: Path) -> None:
+    """Export with one exporter; raises whatever the exporter raises."""
+    import torch
+
+    from deploykit.graph.plain_attention import plain_attention
+
+    assert source.module is not None
+    write = _export_dynamo if exporter == "dynamo" else _export_torchscript
+    with warnings.catch_warnings(), torch.no_grad(), plain_attention():
+        warnings.simplefilter("ignore")
+        write(source, tracing_inputs(source), opset, path)
+
+
+def tracing_inputs(source: Source) -> dict[str, torch.Tensor]:
+    """Inputs to trace with: batch 3 and middle sizes, never 0 or 1, which exporters take for constants."""
+    sizes = {axis: _tracing_size(options) for axis, options in source.sizes.items()}
+    return source.make_inputs(3, sizes, 0)
+
+
+def _tracing_size(sizes: Sequence[int]) -> int:
+    candidates = [size for size in sizes if size > 3] or [max(sizes)]
+    return candidates[min(1, len(candidates) - 1)]
+
+
+def _export_dynamo(source: Source, inputs: Mapping[str, torch.Tensor], opset: int, path: Path) -> None:
+    import torch
+
+    assert source.module is not None
+    program = torch.onnx.export(
+        source.module,
+        (),
+        kwargs=dict(inputs),
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes={spec.name: _dynamic_axes(spec) for spec in source.card.inputs},
+        input_names=[spec.name for spec in source.card.inputs],
+        output_names=[spec.name for spec in source.card.outputs],
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=_weight_bytes(source.module) > _EXTERNAL_DATA_BYTES)
+
+
+def _export_torchscript(source: Source, inputs: Mapping[str, torch.Tensor], opset: int, path: Path) -> None:
+    import torch
+
+    assert source.module is not None
+    specs = (*source.card.inputs, *source.card.outputs)
+    torch.onnx.export(
+        source.module,
+        (),
+        str(path),
+        kwargs=dict(inputs),
+        dynamo=False,
+        opset_version=opset,
+        dynamic_axes={spec.name: _dynamic_axes(spec) for spec in specs},
+        input_names=[spec.name for spec in source.card.inputs],
+        output_names=[spec.name for spec in source.card.outputs],
+        do_constant_folding=True,
+    )
+
+
+def _dynamic_axes(spec: TensorSpec) -> dict[int, str]:
+    return {i: axis for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+
+
+def _weight_bytes(module: torch.nn.Module) -> int:
+    tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _finish(card: Card, path: Path, cases: Sequence[prove.Case]) -> dict[str, Any]:
+    """Clean the graph, check that it is what the card says, and prove it on onnxruntime."""
+    import onnx
+
+    from deploykit.graph.rewrite import clean
+
+    model = clean(onnx.load(path))
+    check_axes(model, card)
+    save(model, path)
+    with onnxruntime_runner(path, card) as run:
+        return prove.prove(cases, run, "fp32", "the exported ONNX model")
+
+
+def check_axes(model: onnx.ModelProto, card: Card) -> None:
+    """Raise `ExportError` when an input is absent, or an axis that should be dynamic was fixed by the exporter."""
+    inputs = {value.name: value for value in model.graph.input}
+    for spec in card.inputs:
+        if spec.name not in inputs:
+            raise ExportError(
+                f"the exporter dropped the input '{spec.name}'",
+                hint="the module does not use it: take it from the inputs",
+            )
+        dims = inputs[spec.name].type.tensor_type.shape.dim
+        for i, axis in enumerate(spec.shape):
+            if isinstance(axis, str) and dims[i].HasField("dim_value"):
+                raise ExportError(
+                    f"axis '{axis}' of '{spec.name}' was fixed at {dims[i].dim_value} by the exporter",
+                    hint="some line of the model turns this size into a Python number",
+                )
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write the model, with its weights beside it in ``<name>.data`` when they would not fit into one protobuf."""
+    import onnx
+
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)
+    if model.ByteSize() > _EXTERNAL_DATA_BYTES:
+        onnx.save(model, path, save_as_external_data=True, location=data.name)
+    else:
+        onnx.save(model, path)
+    onnx.checker.check_model(str(path), full_check=False)
+
+
+@contextmanager
+def onnxruntime_runner(path: Path, card: Card) -> Iterator[Callable[[prove.Feeds], np.ndarray]]:
+    """A function from feeds to the embedding, on onnxruntime's CPU provider."""
+    from deploykit.runtime.engines import EngineOptions, open_engine
+
+    engine = open_engine("onnxruntime", path, card, {}, EngineOptions())
+    try:
+        yield lambda feeds: engine.run(feeds)[card.embedding.output]
+    finally:
+        engine.close()
+
+
+def _adopt(source: Source, given: Path, path: Path) -> tuple[Exported, list[prove.Case]]:
+    """Take over a model that already is ONNX: the model as given, unoptimised, is its own reference."""
+    import onnx
+
+    check_axes(onnx.load(given, load_external_data=False), source.card)
+    cases = prove.make_cases(source, reference(source))
+    save(onnx.load(given), path)
+    proof = _finish(source.card, path, cases)
+    return Exported(path, "none: the source is ONNX", proof, ()), cases
+
+
+def _reference_session(path: Path, card: Card) -> Callable[[prove.Feeds], np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            f"onnxruntime cannot load {path.name}: {_first_line(error)}",
+            hint="an operator or opset that it does not know: export the model anew with standard operators",
+        ) from error
+
+    def run(feeds: prove.Feeds) -> np.ndarray:
+        try:
+            result: np.ndarray = session.run([card.embedding.output], dict(feeds))[0]
+        except Exception as error:
+            raise ExportError(
+                f"{path.name} fails on onnxruntime: {_first_line(error)}",
+                hint="the message names the operator; the model itself is at fault, or the sizes that it was given",
+            ) from error
+        return result
+
+    return run
+
+
+def _give_up(failures: Sequence[tuple[str, Exception]]) -> DeploykitError:
+    """One error for all exporters: a deploykit error as it is, anything else as an `ExportError` that names each."""
+    for _, error in failures:
+        if isinstance(error, DeploykitError) and not isinstance(error, ExportError):
+            return error
+    tried = "; ".join(f"{name}: {_first_line(error)}" for name, error in failures)
+    return ExportError(
+        f"the model cannot be exported ({tried})",
+        hint="replace the operation named above in the model, or bring an .onnx or .pt2 file of your own",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """The line of an exporter's message that says what went wrong; exporters wrap it in pages."""
+    lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines() if line.strip()]
+    cause = error.__cause__
+    if not isinstance(error, DeploykitError) and cause is not None and str(cause).strip():
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,167 @@
+"""The proof: an artefact's embeddings against torch's, over a matrix of shapes, judged at the embedding.
+
+One random input at the tracing shape hides the commonest faults of exporters and engines: an axis that was silently
+fixed, a mask that is ignored, a kernel that is wrong at one length. So torch answers for every batch size x every
+size of each dynamic axis, with padding, and each artefact has to give the same answers on the engine that runs it.
+The cases travel as files (`write_cases`), so that an engine is proven in a process that never sees torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.errors import ProofError
+
+if TYPE_CHECKING:
+    from deploykit.sources import Source
+
+BATCHES = (1, 2, 5)
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point of the matrix: where it is (``{"batch": 2, "length": 7}``), what goes in, what torch said."""
+
+    at: dict[str, int]
+    feeds: dict[str, np.ndarray] = field(repr=False)
+    reference: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The worst that a row may be: cosine to torch, and largest error relative to the largest |component|."""
+
+    cosine: float
+    relative_error: float
+
+
+# What each arithmetic can promise: fp32 differs from torch by summation order; bf16 carries 8 bits, fp16 weights 11.
+TOLERANCES = {"fp32": Tolerance(0.99999, 2e-3), "fp16": Tolerance(0.9999, 2e-2), "bf16": Tolerance(0.995, 0.15)}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one case came out: the worst row's cosine, and the largest error relative to the reference."""
+
+    at: dict[str, int]
+    cosine: float
+    relative_error: float
+
+    def passes(self, tolerance: Tolerance) -> bool:
+        """Both figures inside the tolerance; NaN never passes."""
+        return self.cosine >= tolerance.cosine and self.relative_error <= tolerance.relative_error
+
+
+def matrix(sizes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+    """Every batch size x every combination of the axes' sizes, smallest first."""
+    axes = list(sizes)
+    points = itertools.product(BATCHES, *(sizes[axis] for axis in axes))
+    return [{"batch": point[0], **dict(zip(axes, point[1:], strict=True))} for point in points]
+
+
+def make_cases(source: Source, reference: Callable[[Feeds], np.ndarray]) -> list[Case]:
+    """Ask the reference at every point of the matrix. Raises `ProofError` when it gives NaN or infinity itself."""
+    cases = []
+    for seed, at in enumerate(matrix(source.sizes)):
+        inputs = source.make_inputs(at["batch"], {k: v for k, v in at.items() if k != "batch"}, seed)
+        feeds = {name: np.asarray(tensor) for name, tensor in inputs.items()}
+        answer = reference(feeds)
+        if not np.isfinite(answer).all():
+            raise ProofError(
+                f"the model itself gives NaN or infinity at {describe(at)}",
+                hint="it does not support this size: lower max_length, or look at its masking",
+            )
+        cases.append(Case(at, feeds, answer))
+    return cases
+
+
+def write_cases(cases: Sequence[Case], folder: Path) -> None:
+    """Write ``proof.npz`` and ``proof.json`` into ``folder``."""
+    arrays = {f"{i}.reference": case.reference for i, case in enumerate(cases)}
+    arrays |= {f"{i}.feeds.{name}": array for i, case in enumerate(cases) for name, array in case.feeds.items()}
+    np.savez(folder / "proof.npz", allow_pickle=False, **arrays)
+    (folder / "proof.json").write_text(json.dumps([case.at for case in cases]), encoding="utf-8")
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """Read what `write_cases` wrote."""
+    points = json.loads((folder / "proof.json").read_text(encoding="utf-8"))
+    with np.load(folder / "proof.npz", allow_pickle=False) as arrays:
+        return [
+            Case(
+                at,
+                {name.split(".", 2)[2]: arrays[name] for name in arrays.files if name.startswith(f"{i}.feeds.")},
+                arrays[f"{i}.reference"],
+            )
+            for i, at in enumerate(points)
+        ]
+
+
+def score(case: Case, got: np.ndarray) -> Score:
+    """Compare one answer, float [batch, dim], with torch's; a wrong shape or NaN scores cosine NaN."""
+    want = case.reference.astype(np.float64)
+    if got.shape != want.shape:
+        return Score(case.at, float("nan"), float("inf"))
+    got = got.astype(np.float64)
+    norms = np.linalg.norm(got, axis=-1) * np.linalg.norm(want, axis=-1)
+    both_zero = (norms == 0) & (np.linalg.norm(got - want, axis=-1) == 0)
+    with np.errstate(invalid="ignore"):  # infinity over infinity is NaN, and NaN never passes
+        cosine = np.where(both_zero, 1.0, np.sum(got * want, axis=-1) / np.where(norms == 0, np.nan, norms))
+    scale = max(float(np.abs(want).max()), 1e-12)
+    return Score(case.at, float(cosine.min()), float(np.abs(got - want).max()) / scale)
+
+
+def prove(cases: Iterable[Case], run: Callable[[Feeds], np.ndarray], precision: str, what: str) -> dict[str, Any]:
+    """Run every case through ``run`` and return the proof for the manifest.
+
+    Raises `ProofError` with the axis that decides, the worst case and what to do, when any case is out of tolerance.
+    """
+    tolerance = TOLERANCES[precision]
+    scores = [score(case, run(case.feeds)) for case in cases]
+    failed = [s for s in scores if not s.passes(tolerance)]
+    if failed:
+        raise ProofError(_complaint(what, scores, failed, tolerance), hint=_advice(scores, failed))
+    worst = min(scores, key=lambda s: s.cosine)
+    return {
+        "cases": len(scores),
+        "cosine_min": worst.cosine,
+        "relative_error_max": max(s.relative_error for s in scores),
+        "worst_at": worst.at,
+        "tolerance": asdict(tolerance),
+    }
+
+
+def describe(at: Mapping[str, int]) -> str:
+    """``batch 2, length 7``."""
+    return ", ".join(f"{axis} {size}" for axis, size in at.items())
+
+
+def _complaint(what: str, scores: Sequence[Score], failed: Sequence[Score], tolerance: Tolerance) -> str:
+    worst = min(failed, key=lambda s: (not np.isnan(s.cosine), s.cosine))
+    return (
+        f"{what} disagrees with torch in {len(failed)} of {len(scores)} cases; the worst is {describe(worst.at)}: "
+        f"cosine {worst.cosine:.5f}, error {worst.relative_error:.2g} of the largest component "
+        f"(allowed: {tolerance.cosine} and {tolerance.relative_error})"
+    )
+
+
+def _advice(scores: Sequence[Score], failed: Sequence[Score]) -> str:
+    """Name the axis whose sizes separate the failures from the rest, when there is one."""
+    if len(failed) == len(scores):
+        return "every shape is wrong, so an operator is: try the other exporter or another opset, or another precision"
+    bad = {id(s) for s in failed}
+    for axis in failed[0].at:
+        wrong = {s.at[axis] for s in failed}
+        right = {s.at[axis] for s in scores if id(s) not in bad}
+        if wrong.isdisjoint(right):
+            sizes = ", ".join(map(str, sorted(wrong)))
+            return f"axis '{axis}' decides: wrong at {sizes}, right at every other size"
+    return "it fails at some combinations of axes only: " + "; ".join(describe(s.at) for s in failed[:5])

@@ -1,0 +1,163 @@
+"""The last step: from the artefacts of a run to the bundle and its report, unless they already stand there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.bundle.write import REFERENCE, Contents, check_output, write_bundle
+from deploykit.errors import BundleError, SelfTestError
+from deploykit.graph.prove import TOLERANCES
+from deploykit.measure import fingerprint
+from deploykit.pipeline import selftest_data
+from deploykit.pipeline.actions import read_card
+from deploykit.pipeline.child import Request, run_in_child
+from deploykit.pipeline.plan import Plan
+from deploykit.pipeline.step import code_digest
+from deploykit.pipeline.store import Artifact, Store
+from deploykit.runtime.bundle import PORTABLE_PATH, Bundle
+from deploykit.runtime.manifest import Manifest, SelfTest, Variant, to_json
+
+_OWN_FILES = ("model.onnx", "proof.npz", "proof.json", "card.json", "artifact.json")
+_SELFTEST_TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The bundle's manifest, and whether anything had to be written."""
+
+    manifest: Manifest
+    written: bool
+
+    @property
+    def variants(self) -> tuple[dict[str, Any], ...]:
+        """The variants as plain data."""
+        return tuple(to_json(variant) for variant in self.manifest.variants)
+
+
+def bundle(
+    plan: Plan, artifacts: Mapping[str, Artifact], refused: Sequence[Mapping[str, Any]], output: Path, store: Store
+) -> Assembled:
+    """Write the bundle at ``output``, tested from the outside, before it takes the place of the one that is there.
+
+    Raises `SelfTestError` when a variant does not give its vectors through the whole encoder; nothing is written then.
+    """
+    check_output(output)
+    build = _build_digest(artifacts, refused)
+    standing = _standing(output)
+    if standing is not None and standing.manifest.provenance.get("build") == build:
+        return Assembled(standing.manifest, written=False)
+    contents = _contents(plan, artifacts, refused, build)
+    written = write_bundle(output, contents, check=lambda folder: _selftest(folder, store))
+    return Assembled(written.manifest, written=True)
+
+
+def _build_digest(artifacts: Mapping[str, Artifact], refused: Sequence[Mapping[str, Any]]) -> str:
+    facts = {name: artifact.digest for name, artifact in artifacts.items()}
+    reasons = [(item["variant"], item["reason"]) for item in refused]
+    return hashlib.sha256(json.dumps([facts, reasons, code_digest()], sort_keys=True).encode()).hexdigest()
+
+
+def _standing(output: Path) -> Bundle | None:
+    """The bundle that is at ``output``, when it is whole: every file is checked against its digest."""
+    try:
+        found = Bundle.open(output)
+        found.verify()
+    except BundleError:
+        return None
+    return found
+
+
+def _contents(
+    plan: Plan, artifacts: Mapping[str, Artifact], refused: Sequence[Mapping[str, Any]], build: str
+) -> Contents:
+    exported = artifacts["export"]
+    card = read_card(exported.path)
+    measured = artifacts["measure"].metadata["latency"] if "measure" in artifacts else {}
+    passed = [name.partition(":")[2] for name in artifacts if name.startswith("verify:")]
+    variants = [_variant(name, artifacts, measured.get(name, {})) for name in passed]
+    bounds = {variant.name: TOLERANCES[variant.precision].cosine for variant, _ in variants}
+    return Contents(
+        card=card,
+        portable=exported.path / "model.onnx",
+        variants=variants,
+        files=_bundle_files(exported.path),
+        selftest=SelfTest(selftest_data.inputs_name(card), REFERENCE, bounds),
+        default=_fastest(measured),
+        refused=[dict(item) for item in refused],
+        provenance={
+            "build": build,
+            "source": {"model": plan.recipe.source.model, "kind": plan.identity.kind, "digest": plan.identity.digest},
+            "export": {key: exported.metadata[key] for key in ("exporter", "proof", "notes")},
+            "machine": fingerprint.machine(),
+            "software": fingerprint.software(),
+        },
+    )
+
+
+def _variant(
+    name: str, artifacts: Mapping[str, Artifact], latency: Mapping[str, Any]
+) -> tuple[Variant, dict[str, Path]]:
+    """The manifest's entry of one variant, and its files by their name in the bundle."""
+    target, _, precision = name.rpartition("-")
+    compiled, verified = artifacts[f"compile:{name}"], artifacts[f"verify:{name}"]
+    path = compiled.metadata["path"]
+    files = {f"models/{name}{_tail(p.name, path)}": p for p in compiled.path.iterdir() if p.name != "artifact.json"}
+    variant = Variant(
+        name=name,
+        target=target,
+        precision=precision,
+        path=f"models/{name}{_tail(path, path)}" if path else PORTABLE_PATH,
+        settings=dict(compiled.metadata["settings"]),
+        requires=dict(compiled.metadata["requires"]),
+        proof=dict(verified.metadata["proof"]),
+        audit={
+            **verified.metadata["audit"],
+            "effective": verified.metadata["effective"],
+            "notes": compiled.metadata["notes"],
+        },
+        latency=dict(latency),
+    )
+    return variant, files if path else {}
+
+
+def _tail(name: str, path: str) -> str:
+    """What distinguishes a file from its companions: everything behind the stem of the file to load."""
+    return name.removeprefix(Path(path).stem)
+
+
+def _bundle_files(folder: Path) -> dict[str, Path]:
+    """Preprocessing, self-test and licence, by their name in the bundle."""
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: path for name, path in files.items() if name not in _OWN_FILES and not name.startswith("model.onnx")}
+
+
+def _fastest(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """The variant with the lowest geometric mean of its median times over the workloads; empty when none has any."""
+
+    def mean(name: str) -> float:
+        rows = [row for row in measured[name].values() if isinstance(row, Mapping)]
+        return sum(math.log(row["p50_ms"]) for row in rows) / len(rows)
+
+    return min(measured, key=mean, default="")
+
+
+def _selftest(folder: Path, store: Store) -> None:
+    """Run the whole self-test on the finished folder in a child process that has no torch in it."""
+    with store.workspace() as work:
+        request = Request(
+            "selftest", "deploykit.pipeline.actions:selftest", {"bundle": str(folder)}, {}, str(work / "out")
+        )
+        rows = run_in_child(request, work, _SELFTEST_TIMEOUT_S)["variants"]
+    failed = [row for row in rows if row["status"] == "failed"]
+    if failed:
+        reasons = "; ".join(f"{row['variant']}: {row['reason']}" for row in failed)
+        raise SelfTestError(
+            f"the finished bundle does not pass its own self-test ({reasons})",
+            hint="nothing was written; this is a fault of deploykit's runtime or of the engine, not of the model",
+        )

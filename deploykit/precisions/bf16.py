@@ -1,0 +1,21 @@
+"""bf16: on CPUs a setting of the engine, which rounds the operands of its matrix products; the graph stays fp32.
+
+A graph whose weights are stored in bf16 is no use to them: ONNX Runtime's CPU provider does not run one, and OpenVINO
+was seen to return wrong vectors for one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """Nothing to choose."""
+
+
+def lower(model: Path, options: Options, out: Path) -> dict[str, Any]:
+    """Leave the graph unchanged; nothing is written."""
+    return {"unchanged": True}

@@ -1,0 +1,228 @@
+"""The recipe: every choice of one run, as a TOML file; a command line is a short way to write one.
+
+::
+
+    [source]                          [variants]                             [bundle]
+    model = "all-MiniLM-L6-v2"        targets = ["onnxruntime", "openvino"]  output = "minilm.bundle"
+    max_length = 256                  precisions = ["fp32", "bf16"]
+                                                                             [report]
+    [export]                          [targets.openvino]                     enabled = true
+    opset = 20                        # that target's own Options
+
+Only ``source.model`` is needed. Paths are relative to the recipe's file. Unknown sections, keys and names are refused
+with a message that names the file and the nearest valid spelling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deploykit import registry, settings
+from deploykit.errors import RecipeError, UnknownNameError, nearest
+from deploykit.sources import Options as SourceOptions
+
+Kind = Literal["targets", "precisions"]
+OPSETS = range(18, 24)
+
+
+@dataclass(frozen=True)
+class SourceSection:
+    """What is exported: a folder, a hub id, ``py:module:factory``, ``package:name/folder``, a ``.pt2`` or ``.onnx``."""
+
+    model: str
+    options: SourceOptions = field(default_factory=SourceOptions)
+
+
+@dataclass(frozen=True)
+class ExportSection:
+    """How torch is brought to ONNX. ``timeout_s`` bounds each step that runs in a child process, in seconds."""
+
+    opset: int = 20
+    timeout_s: int = 1800
+    exporter: Literal["auto", "dynamo", "torchscript"] = "auto"
+
+
+@dataclass(frozen=True)
+class VariantsSection:
+    """Which targets, at which precisions: one variant is made for each pair."""
+
+    targets: tuple[str, ...] = ("onnxruntime",)
+    precisions: tuple[str, ...] = ("fp32",)
+
+
+@dataclass(frozen=True)
+class BundleSection:
+    """Where the bundle goes."""
+
+    output: Path
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """Whether the report (HTML, Markdown, JSON) is written."""
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, fully decided. ``targets`` and ``precisions`` hold the options that were set, by name."""
+
+    source: SourceSection
+    bundle: BundleSection
+    export: ExportSection = ExportSection()
+    variants: VariantsSection = VariantsSection()
+    report: ReportSection = ReportSection()
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    precisions: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_toml(cls, path: Path | str) -> Recipe:
+        """Read a recipe file; its relative paths are taken from its own folder."""
+        path = Path(path)
+        try:
+            text = path.read_bytes().decode()
+        except FileNotFoundError:
+            raise RecipeError(f"there is no recipe '{path}'", hint=_recipes_near(path)) from None
+        except IsADirectoryError:
+            raise RecipeError(f"'{path}' is a folder, not a recipe", hint=_recipes_near(path / "recipe.toml")) from None
+        except UnicodeDecodeError:
+            raise RecipeError(f"'{path}' is not text", hint="a recipe is a TOML file in UTF-8") from None
+        return cls.from_text(text, where=str(path), base=path.parent)
+
+    @classmethod
+    def from_text(cls, text: str, *, where: str = "recipe", base: Path | None = None) -> Recipe:
+        """Parse a recipe; ``where`` is what messages call it, ``base`` the folder its relative paths start from."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            hint = 'a recipe is TOML: [section], then key = "value" lines'
+            raise RecipeError(f"{where} is not valid TOML: {error}", hint=hint) from None
+        return cls.from_data(data, where=where, base=base)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], *, where: str = "recipe", base: Path | None = None) -> Recipe:
+        """Check plain data (parsed TOML) and build the recipe. ``base`` None leaves paths as they are written."""
+        settings.refuse_unknown(data, [f.name for f in dataclasses.fields(cls)], f"{where} has no section")
+        tables = {key: settings.table(value, f"{where}: {key}") for key, value in data.items()}
+        source = _source(tables.get("source", {}), where, base)
+        return cls(
+            source=source,
+            bundle=_bundle(tables.get("bundle", {}), source.model, where, base),
+            export=_export(tables.get("export", {}), where),
+            variants=_variants(tables.get("variants", {}), where),
+            report=settings.read(ReportSection, tables.get("report", {}), f"{where}: [report]"),
+            targets=_pieces("targets", tables.get("targets", {}), where),
+            precisions=_pieces("precisions", tables.get("precisions", {}), where),
+        )
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data with every effective value; `from_data` gives an equal recipe back."""
+        kinds = {"targets": self.targets, "precisions": self.precisions}
+        return {
+            "source": {"model": self.source.model, **settings.plain(self.source.options)},
+            "export": settings.plain(self.export),
+            "variants": settings.plain(self.variants),
+            "bundle": settings.plain(self.bundle),
+            "report": settings.plain(self.report),
+            **{kind: {n: settings.plain(o) for n, o in named.items()} for kind, named in kinds.items() if named},
+        }
+
+    def to_toml(self) -> str:
+        """The recipe as TOML, defaults written out."""
+        return settings.dumps(self.to_data())
+
+    def options(self, kind: Kind, name: str) -> Any:
+        """The ``Options`` of a target or a precision: as the recipe sets them, else their defaults."""
+        chosen = (self.targets if kind == "targets" else self.precisions).get(name)
+        return registry.module(kind, name).Options() if chosen is None else chosen
+
+
+def default_output(model: str) -> Path:
+    """``NAME.bundle`` in the current folder, NAME being the last part of the model's spec."""
+    name = Path(model.rstrip("/").rpartition(":")[2]).name
+    return Path((name.removesuffix(".onnx").removesuffix(".pt2").strip(".") or "model") + ".bundle")
+
+
+def _source(data: Mapping[str, Any], where: str, base: Path | None) -> SourceSection:
+    place = f"{where}: [source]"
+    known = ["model", *(f.name for f in dataclasses.fields(SourceOptions))]
+    settings.refuse_unknown(data, known, f"{place} has no key")
+    model = settings.typed(str, data.get("model", ""), f"{place} model")
+    if not model.strip():
+        raise RecipeError(f"{place} names no model", hint='add model = "a folder, a hub id, a .pt2 or an .onnx"')
+    options = settings.read(SourceOptions, {k: v for k, v in data.items() if k != "model"}, place)
+    if options.max_length is not None and options.max_length < 1:
+        raise RecipeError(f"{place} max_length is {options.max_length}", hint="it counts tokens: give 1 or more")
+    return SourceSection(_from_base(model, base), options)
+
+
+def _from_base(model: str, base: Path | None) -> str:
+    """The spec itself, unless it names something beside the recipe."""
+    path = Path(model).expanduser()
+    if base is None or path.is_absolute():
+        return str(path) if model.startswith("~") else model
+    explicit = model.startswith(("./", "../")) or model.endswith((".onnx", ".pt2"))
+    return str((base / path).resolve()) if explicit or (base / path).exists() else model
+
+
+def _bundle(data: Mapping[str, Any], model: str, where: str, base: Path | None) -> BundleSection:
+    place = f"{where}: [bundle]"
+    section = settings.read(BundleSection, {"output": default_output(model), **data}, place)
+    if str(section.output) in ("", "."):
+        raise RecipeError(f"{place} output is empty", hint='name a folder to create: output = "minilm.bundle"')
+    output = section.output.expanduser()
+    return BundleSection(output if base is None else (base / output).resolve())
+
+
+def _export(data: Mapping[str, Any], where: str) -> ExportSection:
+    place = f"{where}: [export]"
+    section = settings.read(ExportSection, data, place)
+    if section.opset not in OPSETS:
+        hint = f"give {OPSETS[0]} to {OPSETS[-1]}; 20 suits every target"
+        raise RecipeError(f"{place} opset is {section.opset}", hint=hint)
+    if section.timeout_s < 1:
+        raise RecipeError(f"{place} timeout_s is {section.timeout_s}", hint="it is in seconds: give 1 or more")
+    return section
+
+
+def _variants(data: Mapping[str, Any], where: str) -> VariantsSection:
+    place = f"{where}: [variants]"
+    section = settings.read(VariantsSection, data, place)
+    chosen = {}
+    for kind in ("targets", "precisions"):
+        names = tuple(dict.fromkeys(getattr(section, kind)))
+        if not names:
+            raise RecipeError(f"{place} {kind} is empty", hint=f"name at least one: {', '.join(registry.names(kind))}")
+        for name in names:
+            _check_name(kind, name, where)
+        chosen[kind] = names
+    return VariantsSection(**chosen)
+
+
+def _pieces(kind: Kind, data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    pieces = {}
+    for name, values in data.items():
+        _check_name(kind, name, where)
+        place = f"{where}: [{kind}.{name}]"
+        pieces[name] = settings.read(registry.module(kind, name).Options, settings.table(values, place), place)
+    return pieces
+
+
+def _check_name(kind: Kind, name: str, where: str) -> None:
+    known = registry.names(kind)
+    if name not in known:
+        raise UnknownNameError(f"{where}: there is no {kind[:-1]} '{name}'", hint=nearest(name, known))
+
+
+def _recipes_near(path: Path) -> str:
+    for folder in (path.parent, Path("recipes")):
+        found = sorted(folder.glob("*.toml"))
+        if found:
+            return nearest(str(path), [str(f) for f in found])
+    return "give the path of a .toml file; `deploykit export MODEL --show-recipe` writes one"

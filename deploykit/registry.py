@@ -1,0 +1,35 @@
+"""Finds the pieces that come one file each: targets, precisions, sources, objectives.
+
+A piece is a module of the package ``deploykit.<kind>``, found by its file name, or a module that a third party names
+under the entry point group ``deploykit.<kind>``. Names are written with a dash, files with an underscore.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from deploykit.errors import UnknownNameError, nearest
+
+KINDS = ("sources", "precisions", "targets")
+
+
+def names(kind: str) -> list[str]:
+    """The names registered under ``kind``, sorted; nothing is imported."""
+    folder = Path(__file__).parent / kind
+    built_in = {p.stem.replace("_", "-") for p in folder.glob("*.py") if not p.stem.startswith("_")}
+    return sorted(built_in | {e.name for e in entry_points(group=f"deploykit.{kind}")})
+
+
+def module(kind: str, name: str) -> ModuleType:
+    """The module behind a name; `UnknownNameError` gives the nearest known ones."""
+    known = names(kind)
+    if name not in known:
+        raise UnknownNameError(f"there is no {kind[:-1]} '{name}'", hint=nearest(name, known))
+    for entry in entry_points(group=f"deploykit.{kind}"):
+        if entry.name == name:
+            return cast(ModuleType, entry.load())
+    return importlib.import_module(f"deploykit.{kind}.{name.replace('-', '_')}")

@@ -1,0 +1,271 @@
+"""What a report says, as rows of text and figures: the one source of the terminal, Markdown and HTML forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from deploykit.runtime.manifest import Manifest, Variant, to_json
+
+SCHEMA = "deploykit.report/1"
+_LISTED = 12
+_UNITS = ("B", "KB", "MB", "GB")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The median call of one workload in ms, its 95 % interval, and what it rests on."""
+
+    workload: str
+    shape: str
+    p50_ms: float
+    low_ms: float
+    high_ms: float
+    blocks: int
+    calls: int
+
+    def text(self) -> str:
+        """``6.61 ms [6.55, 6.70], n = 12 blocks of 640 calls``."""
+        interval = f"[{number(self.low_ms)}, {number(self.high_ms)}]"
+        return f"{number(self.p50_ms)} ms {interval}, n = {self.blocks} blocks of {self.calls:,} calls in all"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The worst of ``cases`` comparisons with the reference."""
+
+    cases: int
+    cosine_min: float
+    error_max: float
+    worst_at: str
+    allowed_cosine: float | None
+
+    @property
+    def drift(self) -> float:
+        """1 − the worst cosine, never below 0."""
+        return max(0.0, 1.0 - self.cosine_min)
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One variant that passed. ``audit`` and ``notes`` are sentences; ``size`` is the bytes that it loads."""
+
+    name: str
+    target: str
+    precision: str
+    default: bool
+    size: int
+    proof: Proof | None
+    timings: tuple[Timing, ...]
+    hardware: str
+    audit: tuple[str, ...]
+    settings: tuple[tuple[str, str], ...]
+    requires: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One variant that was asked for and is not in the bundle."""
+
+    name: str
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report shows. ``facts`` and ``provenance`` are (label, value) pairs in order."""
+
+    title: str
+    subtitle: str
+    location: str
+    size: int
+    facts: tuple[tuple[str, str], ...]
+    variants: tuple[VariantRow, ...]
+    refused: tuple[Refusal, ...]
+    provenance: tuple[tuple[str, str], ...]
+    usage: str
+
+    def workloads(self) -> list[str]:
+        """The workloads that were measured, in order of appearance."""
+        return list(dict.fromkeys(t.workload for v in self.variants for t in v.timings))
+
+    def fastest(self, workload: str) -> tuple[VariantRow, Timing] | None:
+        """The variant with the lowest median in ``workload``."""
+        found = [(v, t) for v in self.variants for t in v.timings if t.workload == workload]
+        return min(found, key=lambda pair: pair[1].p50_ms) if found else None
+
+
+def result(manifest: Manifest) -> dict[str, Any]:
+    """The report as data, schema ``deploykit.report/1``: what ``result.json`` holds."""
+    data = to_json(manifest)
+    total = sum(entry.size for entry in manifest.files.values())
+    return {
+        "schema": SCHEMA,
+        "card": data["card"],
+        "variants": data["variants"],
+        "refused": data["refused"],
+        "default": manifest.default,
+        "provenance": data["provenance"],
+        "bundle": {"schema": manifest.schema, "files": len(manifest.files), "bytes": total},
+    }
+
+
+def from_manifest(manifest: Manifest, location: str) -> Report:
+    """The report of a bundle that lies, or will lie, at ``location``."""
+    card = manifest.card
+    pooled = f"{card.embedding.pooling} pooling" if card.embedding.pooling not in ("", "none") else "no pooling"
+    scale = "normalised" if card.embedding.normalized else "not normalised"
+    return Report(
+        title=clean(card.name),
+        subtitle=clean(f"{card.modality} encoder, {card.embedding.dim} dimensions, {pooled}, {scale}"),
+        location=clean(location),
+        size=sum(entry.size for entry in manifest.files.values()),
+        facts=_facts(manifest),
+        variants=tuple(_variant(manifest, variant) for variant in manifest.variants),
+        refused=tuple(_refusal(item) for item in manifest.refused),
+        provenance=_flat({**card.provenance, **manifest.provenance}),
+        usage=usage(manifest, clean(location)),
+    )
+
+
+def usage(manifest: Manifest, location: str) -> str:
+    """Python lines that load the bundle and encode with it."""
+    example = {
+        "text": '["hello", "world"]',
+        "image": '["photo.jpg"]',
+        "audio": '["voice.wav"]',
+        "tensor": "[{" + ", ".join(f'"{spec.name}": …' for spec in manifest.card.inputs) + "}]",
+    }[manifest.card.modality]
+    return (
+        "import deploykit\n\n"
+        f"encoder = deploykit.load({location!r})\n"
+        f"vectors = encoder.encode({example})  # float32 [n, {manifest.card.embedding.dim}]"
+    )
+
+
+def clean(text: Any) -> str:
+    """Text without control characters: a manifest may come from anybody, and a terminal obeys escape sequences."""
+    return "".join(c if c.isprintable() or c in "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def size_text(count: float) -> str:
+    """``90.9 MB``: decimal units."""
+    unit = 0
+    while count >= 1000 and unit < len(_UNITS) - 1:
+        count, unit = count / 1000, unit + 1
+    return f"{count:.0f} B" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
+
+
+def number(value: float) -> str:
+    """Three significant digits without an exponent, and whole numbers whole."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def cosine_text(value: float) -> str:
+    """Four decimals, or as many more (up to 8) as it takes not to be rounded to 1."""
+    decimals = next((d for d in range(4, 8) if round(value, d) < 1), 8)
+    return f"{value:.{decimals}f}"
+
+
+def shape_text(at: Mapping[str, Any]) -> str:
+    """``batch 2, length 7``."""
+    return clean(", ".join(f"{axis} {size}" for axis, size in at.items()))
+
+
+def _facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    card = manifest.card
+    inputs = "; ".join(f"{s.name} {s.dtype} [{', '.join(map(str, s.shape))}]" for s in card.inputs)
+    axes = [f"{axis} {low} to {high}" for axis, (low, high) in card.limits.axes.items()]
+    facts = [("inputs", inputs), ("output", card.embedding.output)]
+    facts += [("proven sizes", ", ".join(axes))] if axes else []
+    facts += [("preprocessing", str(card.preprocess.get("kind", "none")))]
+    return tuple((label, clean(value)) for label, value in facts)
+
+
+def _variant(manifest: Manifest, variant: Variant) -> VariantRow:
+    return VariantRow(
+        name=clean(variant.name),
+        target=clean(variant.target),
+        precision=clean(variant.precision),
+        default=variant.name == manifest.default,
+        size=_loaded_bytes(manifest, variant.path),
+        proof=_proof(variant.proof),
+        timings=_timings(variant.latency),
+        hardware=clean(variant.latency.get("hardware", "")),
+        audit=audit_sentences(variant.audit),
+        settings=_flat(variant.settings),
+        requires=_flat(variant.requires),
+    )
+
+
+def _loaded_bytes(manifest: Manifest, path: str) -> int:
+    """The size of the artefact and of its companions: files beside it with the same stem (OpenVINO's .bin)."""
+    own = PurePosixPath(path)
+    files = [(PurePosixPath(name), entry.size) for name, entry in manifest.files.items()]
+    return sum(
+        size for file, size in files if file.parent == own.parent and file.name.split(".")[0] == own.name.split(".")[0]
+    )
+
+
+def _proof(proof: Mapping[str, Any]) -> Proof | None:
+    if "cosine_min" not in proof:
+        return None
+    return Proof(
+        cases=int(proof.get("cases", 0)),
+        cosine_min=float(proof["cosine_min"]),
+        error_max=float(proof.get("relative_error_max", float("nan"))),
+        worst_at=shape_text(proof.get("worst_at") or {}),
+        allowed_cosine=(proof.get("tolerance") or {}).get("cosine"),
+    )
+
+
+def _timings(latency: Mapping[str, Any]) -> tuple[Timing, ...]:
+    rows = [(name, row) for name, row in latency.items() if isinstance(row, Mapping) and "p50_ms" in row]
+    return tuple(
+        Timing(
+            workload=clean(name).replace("_", " "),
+            shape=" x ".join(str(size) for size in row.get("shape", ())),
+            p50_ms=float(row["p50_ms"]),
+            low_ms=float(row["low_ms"]),
+            high_ms=float(row["high_ms"]),
+            blocks=int(row["blocks"]),
+            calls=int(row["calls"]),
+        )
+        for name, row in rows
+    )
+
+
+def audit_sentences(audit: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an audit says to people: its own sentence, else its figures; its notes; how the engine was set."""
+    said = [clean(audit[key]) for key in ("sentence", "summary") if audit.get(key)][:1]
+    figures = {key: value for key, value in audit.items() if key not in ("notes", "effective")}
+    said = said or [f"{label}: {value}" for label, value in _flat(figures)]
+    said += [clean(note) for note in audit.get("notes") or ()]
+    effective = ", ".join(f"{label} {value}" for label, value in _flat(audit.get("effective") or {}))
+    return tuple(said + ([f"as proven: {effective}"] if effective else []))
+
+
+def _refusal(item: Mapping[str, Any]) -> Refusal:
+    name = item.get("variant") or item.get("name") or item.get("step", "?")
+    return Refusal(clean(name), clean(item.get("reason", "")), clean(item.get("hint", "")))
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """Nested data as (dotted label, value) pairs; empty values are left out."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in data.items():
+        label = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{label}.")
+        elif isinstance(value, (list, tuple)):
+            shown = [str(item) for item in value[:_LISTED]]
+            shown += [f"and {len(value) - _LISTED} more"] if len(value) > _LISTED else []
+            pairs += [(clean(label), clean(", ".join(shown)))] if value else []
+        elif value not in (None, ""):
+            pairs.append((clean(label), clean(value)))
+    return tuple(pairs)

@@ -1,0 +1,190 @@
+"""A bundle on disk: reading its manifest, and checking every file against it before anything is loaded.
+
+What is refused, always with the file and the reason: a manifest that is too large or does not parse, a name that leaves
+the folder or is one file with another on some system, a symbolic link, a file that is missing, altered, of another size
+or not listed, a library or a pickle. Hard links are accepted: installers make them (a bundle inside a wheel), and the
+digest covers their content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from deploykit.runtime.errors import BundleError
+from deploykit.runtime.manifest import MANIFEST_NAME, SCHEMA, FileEntry, Manifest, Variant, from_json
+from deploykit.runtime.names import check_distinct, check_name, inside
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+PORTABLE_PATH = "models/fp32.onnx"
+PACKED_SUFFIX = ".dkb"
+
+_PORTABLE = Variant(name="", target="onnxruntime", precision="fp32", path=PORTABLE_PATH)
+_REBUILD = "build the bundle again, or fetch it again from where it came"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder, its manifest and ``digest``, the SHA-256 of ``manifest.json``.
+
+    Since the manifest lists the digest of every other file, ``digest`` names the whole content.
+    """
+
+    root: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read the manifest of a bundle folder, or of a packed ``.dkb``, which is unpacked into the cache once.
+
+        The files themselves are checked by `verify`. `BundleError` when there is no bundle at ``path``.
+        """
+        root = Path(path)
+        if root.is_file():
+            from deploykit.runtime.archive import cached
+
+            root = cached(root)
+        if not root.is_dir():
+            raise BundleError(f"there is no bundle at '{root}'", hint="give a bundle folder or a packed .dkb file")
+        try:
+            with (root / MANIFEST_NAME).open("rb") as file:
+                data = file.read(MAX_MANIFEST_BYTES + 1)
+        except OSError as error:
+            raise BundleError(
+                f"'{root}' is no bundle: its {MANIFEST_NAME} cannot be read ({error.strerror})",
+                hint="give the folder that `deploykit export -o` wrote",
+            ) from error
+        return cls(root, parse_manifest(data), hashlib.sha256(data).hexdigest())
+
+    @property
+    def portable(self) -> Variant:
+        """The portable fp32 model on onnxruntime: the listed variant that uses it, or one made up for it."""
+        for variant in self.manifest.variants:
+            if replace(variant, name="", proof={}, audit={}, latency={}) == _PORTABLE:
+                return variant
+        return replace(_PORTABLE, name="portable")
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name; ``portable`` always exists."""
+        return self.portable if name in ("portable", self.portable.name) else self.manifest.variant(name)
+
+    def file(self, name: str) -> Path:
+        """The path of the listed file ``name``."""
+        if name not in self.manifest.files:
+            raise BundleError(f"the bundle '{self.root}' lists no file '{name}'", hint=_REBUILD)
+        return inside(self.root, name)
+
+    def verify(self) -> None:
+        """Check every file against the manifest: presence, kind, size, SHA-256. Files are streamed.
+
+        `BundleError` names the first file that is wrong and why.
+        """
+        files = self.manifest.files
+        present = dict(_walk(self.root))
+        for name, info in present.items():
+            if not stat.S_ISREG(info.st_mode):
+                kind = "a symbolic link" if stat.S_ISLNK(info.st_mode) else "no plain file"
+                self._refuse(name, f"is {kind}")
+            if name not in files and name != MANIFEST_NAME:
+                self._refuse(name, "is not listed in the manifest")
+        for name, entry in files.items():
+            if name not in present:
+                self._refuse(name, "is missing")
+            if present[name].st_size != entry.size:
+                self._refuse(name, f"has {present[name].st_size} bytes, the manifest says {entry.size}")
+        # Sizes first, over all files: a truncated download is reported without reading gigabytes.
+        for name, entry in files.items():
+            if file_entry(self.root / name).sha256 != entry.sha256:
+                self._refuse(name, "was altered: its SHA-256 is not the one in the manifest")
+        if file_entry(self.root / MANIFEST_NAME).sha256 != self.digest:
+            self._refuse(MANIFEST_NAME, "changed since it was opened")
+
+    def _refuse(self, name: str, reason: str) -> NoReturn:
+        raise BundleError(f"the bundle '{self.root}' is refused: '{name}' {reason}", hint=_REBUILD)
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Digest and size of a file, streamed."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(digest, file.tell())
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """The manifest in ``data``; `BundleError` for anything that is not a complete, consistent one."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes", hint=_REBUILD)
+    try:
+        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} is no valid JSON: {error}", hint=_REBUILD) from error
+    schema = raw.get("schema") if isinstance(raw, Mapping) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{MANIFEST_NAME} has the schema {schema!r}, this deploykit reads {SCHEMA!r}",
+            hint="use the deploykit version that wrote the bundle, or build it again",
+        )
+    manifest = from_json(Manifest, raw)
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """What one key cannot tell: names, and that every file that is spoken of is listed."""
+    for name, entry in manifest.files.items():
+        check_name(name)
+        if entry.size < 0 or len(entry.sha256) != 64:
+            raise BundleError(f"manifest.files['{name}'] has no valid size or SHA-256", hint=_REBUILD)
+    check_distinct([MANIFEST_NAME, *manifest.files])
+    for where, name in _mentioned(manifest):
+        if name not in manifest.files:
+            raise BundleError(f"{where} is '{name}', which the manifest does not list", hint=_REBUILD)
+    names = [v.name for v in manifest.variants]
+    if len(set(names)) != len(names):
+        raise BundleError("two variants have the same name", hint=_REBUILD)
+    if manifest.default and manifest.default not in names:
+        raise BundleError(f"the default variant '{manifest.default}' is not in the bundle", hint=_REBUILD)
+
+
+def _mentioned(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "the portable model", PORTABLE_PATH
+    for variant in manifest.variants:
+        yield f"the path of variant '{variant.name}'", variant.path
+        if variant.path.endswith(".xml"):
+            yield f"the weights of variant '{variant.name}'", variant.path.removesuffix(".xml") + ".bin"
+    yield "selftest.inputs", manifest.selftest.inputs
+    yield "selftest.reference", manifest.selftest.reference
+    for key, value in manifest.card.preprocess.items():
+        if isinstance(value, str) and value.startswith("preprocess/"):
+            yield f"preprocess.{key}", value
+
+
+def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry below ``root`` that is no folder, by its name in the bundle; links are reported, never followed."""
+    folders = [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                else:
+                    yield path.relative_to(root).as_posix(), entry.stat(follow_symlinks=False)
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return result
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")

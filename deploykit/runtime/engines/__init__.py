@@ -1,0 +1,83 @@
+"""Engines: one file per inference engine, imported only when a variant of it is opened.
+
+A file ``engines/NAME.py`` offers ``open_engine(path, card, settings, options) -> Engine``. Third parties register a
+module with the same function under the entry point group ``deploykit.engines``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from deploykit.runtime.errors import MissingError, UnknownNameError, nearest
+from deploykit.runtime.manifest import Card
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engine may use the machine. ``threads`` None: every core this process may run on."""
+
+    threads: int | None = None
+
+
+class Engine(Protocol):
+    """A loaded artefact. Both verbs are safe to call from several threads.
+
+    ``effective`` states what really runs: engine version, device or provider, precision, threads, streams.
+    """
+
+    effective: Mapping[str, Any]
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Run one batch the low-latency way; outputs by name, float32 arrays that the caller owns."""
+
+    def run_many(self, batches: Iterable[Feeds]) -> list[dict[str, np.ndarray]]:
+        """Run many batches the high-throughput way (streams, several in flight); results in the order given.
+
+        ``batches`` is taken from as lanes become free: a generator makes the next batch while others run.
+        """
+
+    def close(self) -> None:
+        """Free the engine's memory. Using it afterwards is an error."""
+
+
+def open_engine(target: str, path: Path, card: Card, settings: Mapping[str, Any], options: EngineOptions) -> Engine:
+    """Load the artefact at ``path`` in engine ``target``; `MissingError` when its package is not installed."""
+    module = _module(target)
+    try:
+        engine: Engine = module.open_engine(path, card, settings, options)
+    except ModuleNotFoundError as error:
+        extra = {"onnxruntime": "ort"}.get(target, target)
+        raise MissingError(
+            f"{target} is not installed ({error.name} cannot be imported)", hint=f'pip install "deploykit[{extra}]"'
+        ) from error
+    return engine
+
+
+def names() -> list[str]:
+    """The engines that this installation knows, installed or not."""
+    folder = Path(__file__).parent
+    built_in = {p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")}
+    return sorted(built_in | set(_entry_points()))
+
+
+def _entry_points() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {e.name: e for e in entry_points(group="deploykit.engines")}
+
+
+def _module(target: str) -> Any:
+    known = names()
+    if target not in known:
+        raise UnknownNameError(f"there is no engine '{target}'", hint=nearest(target, known))
+    if (Path(__file__).parent / f"{target}.py").exists():
+        return importlib.import_module(f"{__name__}.{target}")
+    return _entry_points()[target].load()

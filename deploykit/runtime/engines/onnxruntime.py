@@ -1,0 +1,137 @@
+"""ONNX Runtime on the CPU: one session over all threads for a single batch, one thread per core for many.
+
+A variant's settings are ``graph_optimization`` (all, extended, basic or off; all unless said) and ``config``, entries
+of the session's configuration as ONNX Runtime names them. Telemetry is switched off before the first session. The
+provider that a session really got is checked: ONNX Runtime falls back without raising.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.runtime.engines import EngineOptions, Feeds
+from deploykit.runtime.errors import BundleError, InputError, MissingError, nearest
+from deploykit.runtime.hardware import usable_cores
+from deploykit.runtime.lanes import Lanes
+from deploykit.runtime.manifest import Card
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Outputs = dict[str, np.ndarray]
+
+_PROVIDER = "CPUExecutionProvider"
+_SETTINGS = ("graph_optimization", "config")
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "off": "ORT_DISABLE_ALL",
+}
+_ERRORS_ONLY = 3
+
+
+def open_engine(path: Path, card: Card, settings: Mapping[str, Any], options: EngineOptions) -> OnnxRuntimeEngine:
+    """Load the ``.onnx`` at ``path``; `BundleError` when ONNX Runtime cannot, or a setting is unknown."""
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    for key in settings:
+        if key not in _SETTINGS:
+            raise BundleError(f"onnxruntime has no setting '{key}'", hint=nearest(key, _SETTINGS))
+    return OnnxRuntimeEngine(path, card, settings, options.threads or usable_cores())
+
+
+class OnnxRuntimeEngine:
+    """A session for latency, and one more, shared by one thread per core, when `run_many` is first used."""
+
+    def __init__(self, path: Path, card: Card, settings: Mapping[str, Any], threads: int) -> None:
+        import onnxruntime
+
+        self._path, self._settings, self._threads = path, settings, threads
+        self._outputs = [spec.name for spec in card.outputs]
+        self._lock = threading.Lock()
+        self._lanes: Lanes[onnxruntime.InferenceSession] | None = None
+        self._session: onnxruntime.InferenceSession | None = self._open_session(threads)
+        self.effective: Mapping[str, Any] = {
+            "engine": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "device": self._session.get_providers()[0],
+            "precision": "as stored in the file",
+            "threads": threads,
+            "streams": 1,
+            "streams_many": threads,
+        }
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """One batch on all threads."""
+        session = self._session
+        if session is None:
+            raise InputError("this encoder was closed", hint="load the bundle again")
+        return self._infer(session, feeds)
+
+    def run_many(self, batches: Iterable[Feeds]) -> list[Outputs]:
+        """Many batches, one per core at a time, each on one thread: no barrier between cores inside a batch."""
+        return self._throughput().map(self._infer, batches)
+
+    def close(self) -> None:
+        """Free the sessions."""
+        with self._lock:
+            lanes, self._lanes, self._session = self._lanes, None, None
+        if lanes is not None:
+            lanes.close()
+
+    def _throughput(self) -> Lanes[onnxruntime.InferenceSession]:
+        with self._lock:
+            if self._session is None:
+                raise InputError("this encoder was closed", hint="load the bundle again")
+            if self._lanes is None:
+                session = self._session if self._threads == 1 else self._open_session(1)
+                self._lanes = Lanes([session] * self._threads)
+            return self._lanes
+
+    def _open_session(self, threads: int) -> onnxruntime.InferenceSession:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        level = str(self._settings.get("graph_optimization", "all"))
+        if level not in _LEVELS:
+            raise BundleError(f"graph_optimization is '{level}'", hint=nearest(level, tuple(_LEVELS)))
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
+        for key, value in self._settings.get("config", {}).items():
+            options.add_session_config_entry(key, str(value))
+        try:
+            session = onnxruntime.InferenceSession(self._path, options, providers=[_PROVIDER])
+        except Exception as error:  # onnxruntime's exceptions share no base but this one
+            raise BundleError(
+                f"onnxruntime {onnxruntime.__version__} cannot load '{self._path.name}': {_first_line(error)}",
+                hint="the bundle may have been built with a newer onnxruntime: upgrade it, or load another variant",
+            ) from error
+        if session.get_providers()[0] != _PROVIDER:
+            raise MissingError(
+                f"onnxruntime gave {session.get_providers()[0]}, not {_PROVIDER}", hint="reinstall onnxruntime"
+            )
+        return session
+
+    def _infer(self, session: onnxruntime.InferenceSession, feeds: Feeds) -> Outputs:
+        try:
+            arrays = session.run(self._outputs, feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base but this one
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise InputError(
+                f"onnxruntime failed in '{self._path.name}' on {shapes}: {_first_line(error)}",
+                hint="check the input's sizes; another variant of the bundle may take them",
+            ) from error
+        return {name: np.asarray(array, np.float32) for name, array in zip(self._outputs, arrays, strict=True)}
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,117 @@
+"""What this machine is, as far as choosing a variant and a number of threads needs it. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A processor: ``architecture`` is ``x86_64`` or ``aarch64`` (or as the system calls it); ``features`` are the
+    kernel's flags.
+    """
+
+    architecture: str
+    model: str
+    features: frozenset[str]
+
+
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) -> Cpu:
+    """The processor, from the kernel's list: ``flags`` on x86, ``Features`` on ARM.
+
+    The features that *every* listed core has count, since a thread may run on any. Where there is no such file (not
+    Linux), no feature is known, and variants that require one are not chosen.
+    """
+    architecture = normalize_architecture(machine if machine is not None else os.uname().machine)
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return Cpu(architecture, "", frozenset())
+    flags: list[frozenset[str]] = []
+    model = ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        key = key.strip().lower()
+        if key in ("flags", "features"):
+            flags.append(frozenset(value.split()))
+        elif key in ("model name", "model") and not value.strip().isdigit():
+            model = model or value.strip()
+    features = frozenset.intersection(*flags) if flags else frozenset()
+    return Cpu(architecture, model, features)
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it, or empty."""
+    return cpu().model
+
+
+def cpu_features() -> frozenset[str]:
+    """The kernel's flags that every core has."""
+    return cpu().features
+
+
+def normalize_architecture(machine: str) -> str:
+    """One spelling per architecture: AMD64 is x86_64, arm64 is aarch64."""
+    return _ARCHITECTURES.get(machine.lower(), machine.lower())
+
+
+def usable_cores(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Cores that this process may keep busy: its affinity, cut by the CPU quota of its control groups.
+
+    A quota of 1.5 cores counts as one: a second thread would spend its time throttled, and stall the first at each
+    barrier.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count() or 1
+    quota = _quota(cgroup, membership)
+    return cores if quota is None else max(1, min(cores, math.floor(quota)))
+
+
+def _quota(cgroup: Path, membership: Path) -> float | None:
+    """The tightest CPU quota in cores, over the process's group and its parents; None where there is none."""
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    quotas: list[float] = []
+    for line in lines:
+        _, controllers, name = (*line.split(":", 2), "", "")[:3]
+        group = name.strip("/")
+        if controllers == "":
+            quotas += [q for folder in _upwards(cgroup, group) if (q := _quota_v2(folder)) is not None]
+        elif "cpu" in controllers.split(","):
+            quotas += [q for folder in _upwards(cgroup / "cpu", group) if (q := _quota_v1(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _upwards(root: Path, group: str) -> list[Path]:
+    """The folder of a group and of each parent. Inside a container the path may not exist: its root then holds the
+    quota.
+    """
+    folder = root / group
+    return [folder, *(p for p in folder.parents if p == root or root in p.parents)]
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        limit, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        limit = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        period = int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+        return None if limit <= 0 else limit / period
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

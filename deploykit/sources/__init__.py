@@ -1,0 +1,126 @@
+"""Sources: one file per kind of thing that can be exported.
+
+A file ``sources/KIND.py`` offers three functions::
+
+    def matches(spec: str) -> bool                          # does this spec look like my kind? cheap, no heavy imports
+    def identify(spec: str, options: Options) -> Identity   # digest of everything that decides the weights; no torch
+    def open(spec: str, options: Options) -> Source         # load it; torch is imported here
+
+`resolve` and `open_source` pick the kind; ``kind`` in the recipe overrides it. Order of trial: `ORDER`, then third
+parties. A hub id (``org/name``) is fetched first, and ``package:NAME/folder`` looked up: every kind sees a local path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from deploykit import registry
+from deploykit.errors import SourceError
+from deploykit.runtime.manifest import Card
+
+if TYPE_CHECKING:
+    import torch
+
+ORDER = ("onnx", "exported-program", "module", "timm", "sentence-transformers", "transformers")
+_KINDS_OF_FOLDERS = (None, "sentence-transformers", "transformers")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be overridden for any source; ``None`` means: as the source's own files say.
+
+    ``max_length`` is in tokens (text) or samples (waveforms). ``pooling``: mean, cls, last, max, mean_sqrt_len,
+    weighted_mean, pooler (the model's own pooled output), none (the output already is the embedding). ``dim`` truncates
+    the embedding (Matryoshka) before it is normalised. ``tower`` (text or vision) picks a half of a dual encoder.
+    """
+
+    kind: str | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    max_length: int | None = None
+    dim: int | None = None
+    tower: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the result of opening a source, found without loading it.
+
+    ``digest`` None: the source cannot be identified (a Python factory may load anything), so its export is never taken
+    from the store. ``location`` is the local folder or file, or the spec itself.
+    """
+
+    kind: str
+    location: str
+    digest: str | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoder ready to be exported.
+
+    ``module`` takes the tensors of ``card.inputs`` as keyword arguments and returns the embedding, float32
+    [batch, dim], with pooling and normalisation inside. ``make_inputs(batch, sizes, seed)`` gives such tensors for a
+    batch size and sizes of the other dynamic axes ({"length": 7}), with padding in every row but the first where the
+    input has a mask. ``files`` maps names inside the bundle (``preprocess/tokenizer.json``) to files to copy; those
+    that opening the source had to write live until the process ends. ``sizes`` are the sizes of each dynamic axis that
+    the proof must cover, the largest legal one included. ``model_path`` replaces ``module`` where the source is ONNX.
+    """
+
+    card: Card
+    module: torch.nn.Module | None
+    make_inputs: Callable[[int, Mapping[str, int], int], dict[str, torch.Tensor]]
+    sizes: Mapping[str, tuple[int, ...]]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    license: Path | None = None
+    model_path: Path | None = None
+
+
+def resolve(spec: str, options: Options | None = None) -> Identity:
+    """Find what ``spec`` names and the digest of what decides it, without torch.
+
+    Raises `SourceError` when there is no such thing, `MissingError` when a hub or a package is out of reach.
+    """
+    options = options or Options()
+    location = _localize(spec, options)
+    identity: Identity = _module(location, options).identify(location, options)
+    return identity
+
+
+def open_source(spec: str, options: Options | None = None) -> Source:
+    """Load what ``spec`` names. Raises `SourceError` with the reason when it is no encoder that can be exported."""
+    options = options or Options()
+    location = _localize(spec, options)
+    source: Source = _module(location, options).open(location, options)
+    return source
+
+
+def _module(location: str, options: Options) -> ModuleType:
+    if options.kind is not None:
+        return registry.module("sources", options.kind)
+    others = [name for name in registry.names("sources") if name not in ORDER]
+    for name in (*ORDER, *others):
+        module = registry.module("sources", name)
+        if module.matches(location):
+            return module
+    raise SourceError(
+        f"'{location}' is no file or folder here, and no hub id (org/name)",
+        hint="a source is a folder, a hub id, package:NAME/folder, timm:NAME, py:module:factory, .pt2 or .onnx",
+    )
+
+
+def _localize(spec: str, options: Options) -> str:
+    from deploykit.sources import _hub, _package
+
+    if _package.is_package_spec(spec):
+        return str(_package.folder_of(spec))
+    if options.kind in _KINDS_OF_FOLDERS and _hub.is_hub_id(spec):
+        return str(_hub.snapshot(spec, options.revision))
+    return spec

@@ -1,0 +1,139 @@
+"""Audio encoders: raw waveforms of any length, or spectrograms of a fixed one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import SourceError
+from deploykit.runtime.manifest import TensorSpec
+from deploykit.sources import Options, _folder
+from deploykit.sources._assemble import Parts
+from deploykit.sources._checkpoint import Checkpoint, first_line, provenance
+from deploykit.sources._image import decide_pooling
+from deploykit.sources._processors import Preprocessing, audio_preprocess
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+LONGEST_SECONDS = 30
+"""Longest waveform that is proven unless ``max_length`` says otherwise; transformers' audio models set no bound."""
+
+_MASK = "attention_mask"
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """The input tensors of an audio encoder; ``shortest`` is the fewest samples that it can take."""
+
+    specs: tuple[TensorSpec, ...]
+    shortest: int
+
+    def make(self, batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
+        """Noise, louder and softer; with a mask every row but the first is shorter and padded with zeros."""
+        import torch
+
+        spec = self.specs[0]
+        shape = [batch, *(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape[1:])]
+        generator = torch.Generator().manual_seed(seed)
+        loudness = 0.5 + torch.rand(shape, generator=generator)
+        tensors = {spec.name: loudness * torch.randn(shape, generator=generator)}
+        if len(self.specs) > 1:
+            length = shape[1]
+            counts = [max(self.shortest, length - (row * length) // batch) for row in range(batch)]
+            mask = torch.arange(length).unsqueeze(0) < torch.tensor(counts).unsqueeze(1)
+            tensors = {spec.name: tensors[spec.name] * mask, _MASK: mask.to(torch.int64)}
+        return tensors
+
+
+def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
+    """An audio encoder with the preprocessing of its feature extractor."""
+    from deploykit.sources import _encoders
+
+    processing = audio_preprocess(folder)
+    specs = _used(processing, checkpoint)
+    rate = int(processing.preprocess["sampling_rate"])
+    probe = AudioInput(specs[:1], 1).make(2, {"samples": rate}, 0)[specs[0].name]
+    pooling, reason, rank = decide_pooling(checkpoint, options, probe)
+    by_itself = pooling == "pooler"
+    head = _encoders.Head([] if by_itself else [pooling], _encoders.stages(options, bool(options.normalize)))
+    pick = _encoders.pooler_output if by_itself else _encoders.last_hidden_state
+    if rank == 4 and not by_itself:
+        pick = _encoders.feature_map
+    encoder = _encoders.WaveformEncoder if specs[0].name == "input_values" else _encoders.FeatureEncoder
+    module = encoder(checkpoint.body, checkpoint.method, pick, head).eval()
+    given, sizes = _lengths(module, specs, rate, options)
+    return Parts(
+        name=_folder.folder_facts(folder)["name"],
+        modality="audio",
+        module=module,
+        inputs=specs,
+        make_inputs=given.make,
+        sizes=sizes,
+        preprocess=processing.preprocess,
+        pooling=pooling,
+        normalized=bool(options.normalize),
+        provenance=provenance("transformers", folder, checkpoint, reason),
+        license=_folder.license_file(folder),
+    )
+
+
+def _used(processing: Preprocessing, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
+    """The tensors that the model takes; a mask only where frames can be told from it."""
+    specs = processing.inputs
+    takes, made = checkpoint.input_name, specs[0].name
+    if takes != made:
+        raise SourceError(
+            f"{checkpoint.architecture} takes '{takes}', and its feature extractor makes '{made}'",
+            hint="the processor's file belongs to another model",
+        )
+    if len(specs) == 1 or not checkpoint.accepts(_MASK):
+        return specs[:1]
+    if not hasattr(checkpoint.body, "_get_feat_extract_output_lengths"):
+        hint = "set return_attention_mask to false in preprocessor_config.json, and encode equal lengths together"
+        raise SourceError(f"{checkpoint.architecture} does not say how many frames a mask leaves", hint=hint)
+    return specs
+
+
+def _lengths(
+    module: nn.Module, specs: tuple[TensorSpec, ...], rate: int, options: Options
+) -> tuple[AudioInput, dict[str, tuple[int, ...]]]:
+    """The input with its shortest length, found by trying, and the lengths that a proof covers."""
+    if "samples" not in specs[0].shape:
+        if options.max_length is not None:
+            raise SourceError("this encoder takes spectrograms of one size", hint="leave max_length out")
+        return AudioInput(specs, 1), {}
+    longest = options.max_length or LONGEST_SECONDS * rate
+    shortest = _shortest(module, specs[:1], longest)
+    wanted = {shortest, 3 * shortest + 1, rate // 4 + 3, rate, longest}
+    return AudioInput(specs, shortest), {"samples": tuple(sorted(n for n in wanted if shortest <= n <= longest))}
+
+
+def _shortest(module: nn.Module, specs: tuple[TensorSpec, ...], longest: int) -> int:
+    """The fewest samples that give a finite embedding, by bisection."""
+    top = min(longest, 16_000)
+    failure = _failure(module, specs, top)
+    if failure is not None:
+        raise SourceError(f"the encoder fails on {top} samples: {failure}", hint="raise max_length, in samples")
+    low, high = 0, top
+    while high - low > 1:
+        trial = (low + high) // 2
+        if _failure(module, specs, trial) is None:
+            high = trial
+        else:
+            low = trial
+    return high
+
+
+def _failure(module: Any, specs: tuple[TensorSpec, ...], samples: int) -> str | None:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            vectors = module(**AudioInput(specs, 1).make(1, {"samples": samples}, 0))
+    except Exception as error:
+        return first_line(error)
+    return None if torch.isfinite(vectors).all() else "it gives NaN or infinity"

@@ -1,0 +1,224 @@
+"""Loading the encoder of a transformers folder, and refusing what is none.
+
+Nothing here looks at names of architectures to decide how to treat a model: the configuration, the forward signature
+and the model's own behaviour decide. Files are local by now, and transformers is told to keep to them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import MissingError, RemoteCodeError, SourceError
+from deploykit.sources import Options
+from deploykit.sources._folder import digest_of, folder_facts, read_table, weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+_GENERATIVE = ("ForCausalLM", "LMHeadModel")
+POOLINGS_OF_DECODERS = ("last", "weighted_mean")
+_MODALITY = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded encoder.
+
+    ``body`` is the torch module to call (the encoder half of an encoder-decoder), ``input_name`` its main input,
+    ``method`` the method to call on it, ``missing`` the tensors that its files do not hold and that are random now.
+    """
+
+    body: torch.nn.Module
+    config: Any
+    input_name: str
+    modality: str
+    architecture: str
+    missing: Mapping[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+    method: str = "forward"
+
+    def accepts(self, name: str) -> bool:
+        """Whether the method has an argument of that name."""
+        return name in inspect.signature(getattr(self.body, self.method)).parameters
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' reports and progress bars: what matters in them comes back as facts or errors."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load(folder: Path, options: Options, *, pooling_is_explicit: bool = False) -> Checkpoint:
+    """Load the encoder of ``folder`` in float32, ready for inference.
+
+    ``pooling_is_explicit``: the folder's own files name a pooling, so a decoder is meant to be used as an encoder.
+    """
+    settings = read_table(folder / "config.json")
+    _check_architecture(folder, settings, options, pooling_is_explicit)
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingError(f"{error.name} is not installed", hint='pip install "deploykit[export]"') from error
+    _check_code(folder, settings, options)
+    weights = weight_files(folder)
+    with quiet(), _explained(folder):
+        model, report = transformers.AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=options.trust_remote_code,
+            use_safetensors=weights[0].suffix == ".safetensors",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    _refuse_unreadable(folder, report)
+    model.eval().requires_grad_(False)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    missing = {key: tensors[key] for key in sorted(report["missing_keys"]) if key in tensors}
+    return _encoder_of(model, missing, options)
+
+
+def _check_architecture(folder: Path, settings: Mapping[str, Any], options: Options, explicit: bool) -> None:
+    """Refuse generative models by what the config declares, before gigabytes of weights are read."""
+    name = next(iter(settings.get("architectures") or []), "")
+    generative = name.endswith(_GENERATIVE) and not settings.get("is_encoder_decoder", False)
+    if generative and not explicit and options.pooling not in POOLINGS_OF_DECODERS:
+        raise no_encoder(name, folder)
+
+
+def no_encoder(name: str, folder: Path) -> SourceError:
+    return SourceError(
+        f"{name} in {folder} is a decoder: a token sees only the tokens before it, so it gives no embedding by itself",
+        hint="if it was trained as an embedder, say so with pooling = 'last'",
+    )
+
+
+def _check_code(folder: Path, settings: Mapping[str, Any], options: Options) -> None:
+    """Refuse a model whose class transformers does not have."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = settings.get("model_type")
+    if kind in CONFIG_MAPPING or options.trust_remote_code:
+        return
+    if "auto_map" in settings:
+        raise RemoteCodeError(
+            f"{folder} needs Python code of its own ({', '.join(sorted(settings['auto_map']))})",
+            hint="read that code, then allow it with trust_remote_code",
+        )
+    if kind is None:
+        hint = "config.json of a transformers model names it; is this another library's folder?"
+        raise SourceError(f"{folder / 'config.json'} names no model_type", hint=hint)
+    raise SourceError(
+        f"transformers {transformers.__version__} does not know the architecture '{kind}' of {folder}",
+        hint="a newer transformers may; or wrap the model in a Python factory: py:package.module:factory",
+    )
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn what transformers raises into deploykit's errors."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingError(f"{folder} needs another package: {first_line(error)}", hint="install it") from error
+    except pickle.UnpicklingError as error:
+        hint = "load it where you trust it and save it with save_pretrained (safetensors)"
+        raise SourceError(f"the weights of {folder} hold more than tensors, which is refused", hint=hint) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        hint = "is the folder whole, and made for this version of transformers?"
+        raise SourceError(f"transformers cannot load {folder}: {first_line(error)}", hint=hint) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that may be pages long."""
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _refuse_unreadable(folder: Path, report: Mapping[str, Any]) -> None:
+    wrong = report.get("mismatched_keys") or report.get("error_msgs")
+    if wrong:
+        first = sorted(str(item) for item in wrong)[0]
+        hint = "config.json and the weights belong to different models"
+        raise SourceError(f"the weights in {folder} do not fit its config: {first}", hint=hint)
+
+
+def _encoder_of(model: Any, missing: Mapping[str, torch.Tensor], options: Options) -> Checkpoint:
+    """The part of a model that encodes: a tower of a dual encoder, the encoder of an encoder-decoder, or all of it."""
+    config, name = model.config, type(model).__name__
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    if hasattr(model, "get_text_features"):
+        return _tower(model, missing, options)
+    if options.tower is not None:
+        raise SourceError(f"{name} has no towers", hint="leave 'tower' out")
+    notes: tuple[str, ...] = ()
+    if getattr(config, "is_encoder_decoder", False):
+        notes = (f"the encoder half of {name}",)
+        model = model.get_encoder()
+    input_name = getattr(model, "main_input_name", "input_ids")
+    if input_name not in _MODALITY:
+        hint = "wrap it in a Python factory: py:package.module:factory"
+        raise SourceError(f"{name} takes '{input_name}', which is no text, image or audio input", hint=hint)
+    return Checkpoint(model, config, input_name, _MODALITY[input_name], name, missing, notes)
+
+
+def _tower(model: Any, missing: Mapping[str, torch.Tensor], options: Options) -> Checkpoint:
+    """One half of a dual encoder such as CLIP, with its projection into the common space."""
+    name = type(model).__name__
+    towers = {
+        "text": ("get_text_features", "input_ids"),
+        "vision": ("get_image_features", "pixel_values"),
+        "audio": ("get_audio_features", "input_features"),
+    }
+    have = [tower for tower, (method, _) in towers.items() if hasattr(model, method)]
+    if options.tower not in have:
+        asked = f"and has no tower '{options.tower}'" if options.tower else "and one of its encoders must be chosen"
+        raise SourceError(
+            f"{name} takes more than one kind of input, {asked}",
+            hint=" or ".join(f"tower = '{tower}'" for tower in have),
+        )
+    if options.pooling not in (None, "none"):
+        raise SourceError(f"the towers of {name} pool by themselves", hint="leave 'pooling' out")
+    method, input_name = towers[options.tower]
+    config = getattr(model.config, f"{options.tower}_config", model.config)
+    notes = (f"the {options.tower} tower of {name}",)
+    return Checkpoint(model, config, input_name, _MODALITY[input_name], name, missing, notes, method)
+
+
+def provenance(kind: str, folder: Path, checkpoint: Checkpoint, pooling_reason: str) -> dict[str, Any]:
+    """Where the weights came from and what was decided on the way."""
+    import transformers
+
+    return {
+        "kind": kind,
+        **folder_facts(folder),
+        "architecture": checkpoint.architecture,
+        "weights_sha256": digest_of(weight_files(folder)),
+        "transformers": transformers.__version__,
+        "pooling": pooling_reason,
+        "notes": [*checkpoint.notes, *_missing_note(checkpoint.missing)],
+    }
+
+
+def _missing_note(missing: Mapping[str, torch.Tensor]) -> list[str]:
+    if not missing:
+        return []
+    listed = ", ".join(list(missing)[:4])
+    return [f"the files lack {len(missing)} weights that the embedding does not depend on ({listed})"]

@@ -1,0 +1,67 @@
+"""The text encoder that both kinds of transformers folders lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.sources import _folder
+from deploykit.sources._assemble import Parts
+from deploykit.sources._checkpoint import Checkpoint, no_encoder, provenance
+from deploykit.sources._text import TOKENIZER, TextInput, head_size_of, is_causal, length_sizes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """How token vectors become an embedding.
+
+    ``modes`` are side by side, none where the model pools by itself; ``stages`` follow. ``reason`` is for the
+    provenance. ``for_decoders``: the choice was made for a decoder, or by the model's own authors.
+    """
+
+    modes: tuple[str, ...]
+    stages: Sequence[nn.Module]
+    reason: str
+    for_decoders: bool
+
+    @property
+    def normalized(self) -> bool:
+        """Whether vectors come out with length 1."""
+        from deploykit.graph.pooling import Normalize
+
+        return bool(self.stages) and isinstance(self.stages[-1], Normalize)
+
+
+def text_parts(kind: str, folder: Path, checkpoint: Checkpoint, given: TextInput, pooled: Pooled) -> Parts:
+    """Join body, pooling and tokenizer; refuses a decoder whose pooling nobody chose.
+
+    A decoder is padded on the right, where padding can neither be seen by its tokens nor shift their positions.
+    """
+    from deploykit.sources._encoders import Head, TextEncoder, last_hidden_state, pooler_output
+
+    pick = last_hidden_state if pooled.modes else pooler_output
+    head = Head(pooled.modes, pooled.stages)
+    module = TextEncoder(checkpoint.body, checkpoint.method, pick, head, zero_types=given.zero_types).eval()
+    if pooled.modes and is_causal(checkpoint.architecture, module.tokens, given):
+        if not pooled.for_decoders:
+            raise no_encoder(checkpoint.architecture, folder)
+        given = replace(given, padding_side="right")
+    return Parts(
+        name=_folder.folder_facts(folder)["name"],
+        modality="text",
+        module=module,
+        inputs=given.specs,
+        make_inputs=given.make,
+        sizes=length_sizes(given.max_length, head_size_of(checkpoint.config)),
+        preprocess=given.preprocess(),
+        pooling="+".join(pooled.modes) or "pooler",
+        normalized=pooled.normalized,
+        provenance=provenance(kind, folder, checkpoint, pooled.reason),
+        files={TOKENIZER: given.tokenizer},
+        license=_folder.license_file(folder),
+    )

@@ -1,0 +1,110 @@
+"""``py:package.module:factory`` or ``py:path/to/file.py:factory``: a torch module made by Python code of one's own.
+
+``factory()`` takes no arguments and returns a `Source`, or ``(module, example_inputs)``, or a module with an attribute
+``example_inputs``; examples are a tensor, a tuple or a dict of tensors. Inputs are named by ``forward``'s signature.
+Naming the factory is what allows its code to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import MissingError, SourceError
+from deploykit.sources import Identity, Options, Source
+
+KIND = "module"
+_PREFIX = "py:"
+
+
+def matches(spec: str) -> bool:
+    """``py:…``."""
+    return spec.startswith(_PREFIX)
+
+
+def identify(spec: str, options: Options) -> Identity:
+    """No digest: a factory may load anything, so nothing made from it is taken from a store."""
+    _split(spec)
+    return Identity(KIND, spec, None, {"name": spec.removeprefix(_PREFIX)})
+
+
+def open(spec: str, options: Options) -> Source:
+    """Call the factory and wrap what it returns."""
+    place, name = _split(spec)
+    factory = _find(place, name)
+    try:
+        made = factory()
+    except Exception as error:
+        raise SourceError(f"{spec} failed: {type(error).__name__}: {error}", hint="call it by itself first") from error
+    if isinstance(made, Source):
+        return made
+    return _wrap(spec, made, options)
+
+
+def _wrap(spec: str, made: Any, options: Options) -> Source:
+    from torch import nn
+
+    from deploykit.sources._tensors import name_examples, open_tensors
+
+    pair = isinstance(made, tuple) and len(made) == 2
+    module, examples = made if pair else (made, getattr(made, "example_inputs", None))
+    if not isinstance(module, nn.Module) or examples is None:
+        raise SourceError(
+            f"{spec} returned {type(made).__name__}",
+            hint="return a Source, or (module, example_inputs) with a tensor, a tuple or a dict of tensors",
+        )
+    module = module.eval().requires_grad_(False)
+    provenance = {"kind": KIND, "factory": spec.removeprefix(_PREFIX), "architecture": type(module).__name__}
+    return open_tensors(module, name_examples(module, examples), options, type(module).__name__, provenance)
+
+
+def _split(spec: str) -> tuple[str, str]:
+    place, _, name = spec.removeprefix(_PREFIX).rpartition(":")
+    if not place or not name.isidentifier():
+        hint = "py:package.module:factory or py:path/to/file.py:factory"
+        raise SourceError(f"'{spec}' does not name a factory", hint=hint)
+    return place, name
+
+
+def _find(place: str, name: str) -> Callable[[], Any]:
+    module = _load_file(Path(place).expanduser()) if place.endswith(".py") else _import(place)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        offered = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise SourceError(f"{place} has no function '{name}'", hint=f"it has: {', '.join(sorted(offered)[:12])}")
+    return factory  # type: ignore[no-any-return]
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingError(
+            f"the module {name} cannot be imported ({error.name} is not found)",
+            hint="install it, or give the path of its file: py:path/to/file.py:factory",
+        ) from error
+    except Exception as error:
+        raise SourceError(
+            f"importing {name} failed: {type(error).__name__}: {error}", hint="import it alone"
+        ) from error
+
+
+def _load_file(path: Path) -> Any:
+    """Run a file as a module of its own; its folder is not put on the import path."""
+    if not path.is_file():
+        raise SourceError(f"there is no file '{path}'", hint="check the path")
+    name = f"deploykit_factory_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SourceError(f"running {path} failed: {type(error).__name__}: {error}", hint="run it alone") from error
+    return module

@@ -1,0 +1,200 @@
+"""``.onnx``: a model that is ONNX already; it is its own reference in the proof.
+
+A tokenizer.json beside it makes it a text encoder, image processor files an image encoder; else it takes ready tensors.
+Pooling, truncation and normalisation that are asked for are appended to the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import SourceError
+from deploykit.runtime.manifest import Card, Embedding, Limits, Modality, TensorSpec
+from deploykit.sources import Identity, Options, Source, _folder
+
+if TYPE_CHECKING:
+    import torch
+
+KIND = "onnx"
+
+_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+_SIZES = (1, 2, 7, 16, 32, 64, 128, 224)
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """How the model is fed: what kind of input, preprocessing, and inputs to prove with."""
+
+    modality: Modality
+    specs: tuple[TensorSpec, ...]
+    preprocess: dict[str, Any]
+    make: Callable[[int, Mapping[str, int], int], dict[str, torch.Tensor]]
+    sizes: Mapping[str, tuple[int, ...]]
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def matches(spec: str) -> bool:
+    """``….onnx``."""
+    return spec.endswith(".onnx")
+
+
+def identify(spec: str, options: Options) -> Identity:
+    """Digest of the model, its external data and the JSON files of its preprocessing."""
+    path = _require_file(spec)
+    home = _home(path)
+    beside = [p for p in home.glob("*.json") if p.is_file()]
+    data = [p for p in path.parent.glob(f"{path.stem}*data*") if p.is_file()]
+    own = _folder.identity(KIND, path, {path, *data}, options, {"name": path.stem})
+    if not beside:
+        return own
+    around = _folder.identity(KIND, home, beside, options, {"model": own.digest})
+    return Identity(KIND, str(path), around.digest, own.facts)
+
+
+def open(spec: str, options: Options) -> Source:
+    """Check the model, find its embedding, append what was asked for, and run it once."""
+    from deploykit.sources import _onnx_graph as graph
+
+    path = _require_file(spec)
+    if options.tower is not None:
+        raise SourceError(f"{path} has no towers", hint="leave 'tower' out")
+    model = graph.load(path)
+    specs = graph.inputs_of(model, path.name)
+    output = graph.output_of(model, options, path.name)
+    feeding = _feeding(_home(path), specs, options)
+    name = "sentence_embedding" if feeding.modality == "text" else f"{feeding.modality}_embedding"
+    taken = {n for node in model.graph.node for n in node.output} - {output}
+    if name in taken or (name == output and (options.pooling or options.dim or options.normalize)):
+        name = f"final_{name}"
+    if name == output and len(model.graph.output) == 1 and not (options.dim or options.normalize):
+        ready = path
+    else:
+        ready = graph.save(graph.extend(model, output, name, options))
+    return _finish(path, ready, feeding, name, options)
+
+
+def _finish(path: Path, ready: Path, feeding: Feeding, output: str, options: Options) -> Source:
+    """Run the model, drop sizes that it refuses, and write the card."""
+    import numpy as np
+
+    from deploykit.sources import _onnx_graph as graph
+
+    run = graph.runner(ready, output, path.name)
+
+    def vectors(sizes: Mapping[str, int], batch: int = 1) -> np.ndarray:
+        return run({key: tensor.numpy() for key, tensor in feeding.make(batch, sizes, 0).items()})
+
+    sizes = dict(feeding.sizes)
+    if feeding.modality == "tensor" and sizes:
+        working = [n for n in _SIZES if graph.succeeds(partial(vectors, dict.fromkeys(sizes, n)))]
+        if not working:
+            vectors(dict.fromkeys(sizes, _SIZES[3]))
+        sizes = {axis: tuple(working) for axis in sizes}
+    got = vectors({axis: options_of[-1] for axis, options_of in sizes.items()}, batch=2)
+    if got.ndim != 2 or got.shape[0] != 2 or not np.isfinite(got).all():
+        hint = "choose a pooling, or another output"
+        raise SourceError(f"{path.name} gives {list(got.shape)} for a batch of 2, or NaN, not [2, dim]", hint=hint)
+    dim = int(got.shape[1])
+    card = Card(
+        name=path.stem,
+        modality=feeding.modality,
+        inputs=feeding.specs,
+        outputs=(TensorSpec(output, "float32", ("batch", dim)),),
+        embedding=Embedding(output, dim, options.pooling or "none", bool(options.normalize)),
+        preprocess=feeding.preprocess,
+        limits=Limits({axis: (min(values), max(values)) for axis, values in sizes.items()}),
+        provenance={"kind": KIND, "name": path.stem, "weights_sha256": _folder.digest_of([path])},
+    )
+    license_path = _folder.license_file(_home(path))
+    return Source(card, None, feeding.make, sizes, feeding.files, license_path, ready)
+
+
+def _require_file(spec: str) -> Path:
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise SourceError(f"there is no file '{spec}'", hint="check the path")
+    return path
+
+
+def _home(path: Path) -> Path:
+    """The folder of the tokenizer or processor: the model's own, or the one around a folder named onnx."""
+    return path.parent.parent if path.parent.name == "onnx" else path.parent
+
+
+def _feeding(home: Path, specs: tuple[TensorSpec, ...], options: Options) -> Feeding:
+    names = {spec.name for spec in specs}
+    if "input_ids" in names and (home / "tokenizer.json").exists():
+        return _text(home, specs, options)
+    if options.max_length is not None:
+        raise SourceError("max_length is for texts, and there is no tokenizer.json", hint="leave max_length out")
+    processors = ("preprocessor_config.json", "processor_config.json")
+    if names == {"pixel_values"} and any((home / name).exists() for name in processors):
+        return _image(home, specs[0])
+    return _tensors(specs)
+
+
+def _text(home: Path, specs: tuple[TensorSpec, ...], options: Options) -> Feeding:
+    from deploykit.sources import _text as text
+
+    extra = sorted({spec.name for spec in specs} - _TEXT_INPUTS)
+    if extra:
+        hint = "export it again with input_ids, attention_mask and token_type_ids alone"
+        raise SourceError(f"the model takes {', '.join(extra)}, which no tokenizer gives", hint=hint)
+    tokenizer = text.read_tokenizer(home, options)
+    given = text.text_input(tokenizer, None, False, _max_length(home, tokenizer, options))
+
+    def make(batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        tensors = given.make(batch, sizes, seed)
+        tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
+        return {spec.name: tensors[spec.name].to(getattr(torch, spec.dtype)) for spec in specs}
+
+    files = {text.TOKENIZER: given.tokenizer}
+    return Feeding("text", specs, given.preprocess(), make, text.length_sizes(given.max_length, None), files)
+
+
+def _max_length(home: Path, tokenizer: Any, options: Options) -> int:
+    from deploykit.sources._text import decide_max_length
+
+    settings = home / "config.json"
+    positions = _folder.read_table(settings).get("max_position_embeddings") if settings.exists() else None
+    declared = home / "sentence_bert_config.json"
+    limit = _folder.read_table(declared).get("max_seq_length") if declared.exists() else None
+    return decide_max_length(options, limit, tokenizer, positions)
+
+
+def _image(home: Path, spec: TensorSpec) -> Feeding:
+    from deploykit.sources._image import pixels
+    from deploykit.sources._processors import image_preprocess
+
+    processing = image_preprocess(home)
+    taken = processing.inputs[0]
+    fixed = [(a, b) for a, b in zip(spec.shape, taken.shape, strict=True) if isinstance(a, int) and a != b]
+    if fixed or any(isinstance(axis, str) for axis in taken.shape[1:]):
+        hint = "the processor's files belong to another model, or leave the size open"
+        raise SourceError(f"the model takes {spec.shape}, and its processor makes {taken.shape}", hint=hint)
+    return Feeding(
+        "image", (taken,), processing.preprocess, lambda b, s, seed: {spec.name: pixels(taken, b, s, seed)}, {}
+    )
+
+
+def _tensors(specs: tuple[TensorSpec, ...]) -> Feeding:
+    import torch
+
+    from deploykit.sources._tensors import TensorInput
+
+    examples = {}
+    for spec in specs:
+        dtype = getattr(torch, spec.dtype)
+        examples[spec.name] = (
+            torch.tensor([-1.0, 1.0]).to(dtype) if dtype.is_floating_point else torch.tensor([0, 1]).to(dtype)
+        )
+    axes = {axis for spec in specs for axis in spec.shape[1:] if isinstance(axis, str)}
+    return Feeding(
+        "tensor", specs, {"kind": "none"}, TensorInput(specs, examples).make, dict.fromkeys(sorted(axes), _SIZES)
+    )

@@ -1,0 +1,72 @@
+"""A plain transformers folder, or a hub id, of any modality.
+
+Modality, pooling and preprocessing come from the folder's own files and from the loaded model; whatever had to be
+decided here is said in the card's provenance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.errors import SourceError
+from deploykit.sources import Identity, Options, Source, _folder
+
+if TYPE_CHECKING:
+    from deploykit.sources._assemble import Parts
+    from deploykit.sources._checkpoint import Checkpoint
+    from deploykit.sources._text_encoder import Pooled
+
+KIND = "transformers"
+
+
+def matches(spec: str) -> bool:
+    """Any folder; what is wrong with it is said when it is opened. A path that is not there is taken for one too."""
+    path = Path(spec).expanduser()
+    return path.is_dir() or (not path.exists() and ("/" in spec or spec.startswith(".")))
+
+
+def identify(spec: str, options: Options) -> Identity:
+    """Digest of configs, tokenizer and weights."""
+    folder = _folder.require_folder(spec)
+    _folder.read_table(folder / "config.json")
+    files = _folder.deciding_files(folder)
+    return _folder.identity(KIND, folder, files, options, _folder.folder_facts(folder))
+
+
+def open(spec: str, options: Options) -> Source:
+    """Load the folder's encoder with pooling and normalisation, in float32."""
+    from deploykit.sources import _assemble, _audio, _checkpoint, _image
+
+    folder = _folder.require_folder(spec)
+    if options.pooling == "none":
+        hint = "choose mean, cls, last, max, or pooler for the model's own pooled output"
+        raise SourceError(f"{folder} gives token vectors, so its pooling cannot be none", hint=hint)
+    checkpoint = _checkpoint.load(folder, options)
+    build = {"text": _text, "image": _image.parts, "audio": _audio.parts}[checkpoint.modality]
+    return _assemble.assemble(build(folder, checkpoint, options), checkpoint.missing)
+
+
+def _text(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
+    from deploykit.sources import _text as text
+    from deploykit.sources._text_encoder import text_parts
+
+    tokenizer = text.read_tokenizer(folder, options)
+    max_length = text.decide_max_length(options, None, tokenizer, text.positions_of(checkpoint.body, checkpoint.config))
+    rows = getattr(checkpoint.config, "vocab_size", None)
+    given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), max_length)
+    return text_parts(KIND, folder, checkpoint, given, _pooled(checkpoint, options))
+
+
+def _pooled(checkpoint: Checkpoint, options: Options) -> Pooled:
+    """The pooling asked for, else the mean; a tower pools by itself."""
+    from deploykit.sources._checkpoint import POOLINGS_OF_DECODERS
+    from deploykit.sources._encoders import stages
+    from deploykit.sources._text_encoder import Pooled
+
+    behind = stages(options, bool(options.normalize))
+    if checkpoint.method != "forward":
+        return Pooled((), behind, "the tower pools by itself", True)
+    reason = "asked for" if options.pooling else "mean over the tokens, because the folder names no pooling"
+    pooling = options.pooling or "mean"
+    return Pooled(() if pooling == "pooler" else (pooling,), behind, reason, pooling in POOLINGS_OF_DECODERS)

@@ -1,0 +1,150 @@
+"""The build side of OpenVINO on the CPU: ONNX to ``.xml`` and ``.bin``, and the precision stated in its settings.
+
+OpenVINO's CPU plugin fuses attention by itself, into one JIT-compiled subgraph, when it finds it as
+`deploykit.graph.rewrite.clean` leaves it; its ScaledDotProductAttention node is only kept for generative models with
+a state. The precision is never left to OpenVINO: on machines with AMX it would run fp32 models in bf16.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import ExportError, RecipeError
+from deploykit.runtime.manifest import Card
+from deploykit.targets import Compiled
+
+if TYPE_CHECKING:
+    import openvino
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32"}
+_NOTES = {
+    "bf16": "matrix products run in bf16, normalisation and residual sums in fp32",
+    "fp16": "weights are stored in fp16; it computes in fp32, which is faster on CPUs without fp16 arithmetic",
+}
+_REQUIRES = {"bf16": {"architecture": ["x86_64"], "cpu_features": ["amx_bf16|avx512_bf16"]}}
+_PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")
+# What OpenVINO calls an element type, in this project's words.
+_PRECISION_NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "I8": "int8", "u8": "uint8", "U8": "uint8"}
+_PLUMBING = frozenset({"Input", "Output", "Const", "Reshape"})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Nothing to choose yet: precision and device are given by the variant."""
+
+
+def compile(model: Path, card: Card, precision: str, options: Options, out: Path) -> Compiled:
+    """Write ``out/model.xml`` and ``out/model.bin``; weights keep the type that they have in the ONNX.
+
+    Runs on any machine: what the device must have is stated in ``requires``. Raises `RecipeError` for an unknown
+    precision and `ExportError` when OpenVINO cannot convert the graph.
+    """
+    import openvino
+
+    if precision not in PRECISIONS:
+        raise RecipeError(f"openvino has no precision '{precision}' here", hint=f"it has {', '.join(PRECISIONS)}")
+    try:
+        converted = openvino.Core().read_model(model)
+    except RuntimeError as error:
+        raise ExportError(
+            f"OpenVINO cannot convert the model: {_last_line(error)}",
+            hint="the message names the operator: leave the target openvino out, or export at another opset",
+        ) from error
+    openvino.save_model(converted, out / "model.xml", compress_to_fp16=False)
+    return Compiled(
+        path="model.xml",
+        settings={"INFERENCE_PRECISION_HINT": _HINTS[precision]},
+        requires=_REQUIRES.get(precision, {}),
+        notes=(_NOTES[precision],) if precision in _NOTES else (),
+    )
+
+
+def audit(artifact: Path, card: Card, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Compile the artefact and count what runs: operations x precision, and the attentions that became one kernel."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(artifact)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
+    nodes = [_facts(node) for node in compiled.get_runtime_model().get_ops()]
+    operations = _operations(nodes)
+    softmaxes = _attention_softmaxes(model)
+    fused = _fused(nodes, softmaxes)
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    version = f"openvino {openvino.get_version().split('-')[0]}"
+    device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+    products = [f"{n} {op} in {kind}" for op in _PRODUCTS for kind, n in operations.get(op, {}).items()]
+    attention = f"; {fused} of {len(softmaxes)} attentions are fused" if softmaxes else ""
+    return {
+        "engine": version,
+        "device": device,
+        "asked": _name(str(settings.get("INFERENCE_PRECISION_HINT", "f32"))),
+        "effective": _name({"float": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}.get(hint, hint)),
+        "operations": operations,
+        "attention": {"found": len(softmaxes), "fused": fused},
+        "sentence": f"{version} on {device} runs {', '.join(products) or 'no matrix product'}{attention}.",
+    }
+
+
+@dataclass(frozen=True)
+class _Node:
+    kind: str
+    precision: str
+    layers: frozenset[str]
+
+
+def _facts(node: openvino.Node) -> _Node:
+    """What the plugin reports about one node: its kind, the precision it computes in, the layers that went into it."""
+    info = node.get_rt_info()
+    layers = info["originalLayersNames"].astype(str) if "originalLayersNames" in info else ""
+    return _Node(
+        info["layerType"].astype(str), info["runtimePrecision"].astype(str), frozenset(filter(None, layers.split(",")))
+    )
+
+
+def _operations(nodes: list[_Node]) -> dict[str, dict[str, int]]:
+    """{kind of node: {precision: how many}}, without what only carries data."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for node in nodes:
+        if node.kind not in _PLUMBING:
+            counts[node.kind][_name(node.precision)] += 1
+    return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
+
+
+def _name(precision: str) -> str:
+    return _PRECISION_NAMES.get(precision, precision)
+
+
+def _attention_softmaxes(model: openvino.Model) -> set[str]:
+    """Names of the softmaxes, or attention operators, whose result is multiplied with values."""
+    found = set()
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        if kind == "ScaledDotProductAttention" or (kind == "Softmax" and _feeds_product(node)):
+            found.add(node.get_friendly_name())
+    return found
+
+
+def _feeds_product(node: openvino.Node) -> bool:
+    """Through the NaN guard and casts that may stand between."""
+    readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
+    return any(
+        reader.get_type_name() == "MatMul" or (reader.get_type_name() in ("Select", "Convert") and _feeds_product(reader))
+        for reader in readers
+    )
+
+
+def _fused(nodes: list[_Node], softmaxes: set[str]) -> int:
+    """How many of these softmaxes went into a larger kernel instead of standing as one of their own."""
+    return len({name for node in nodes if node.kind != "Softmax" for name in node.layers & softmaxes})
+
+
+def _last_line(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
