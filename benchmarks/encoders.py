@@ -1,8 +1,10 @@
 """The contestants: each factory opens one encoder, in whichever environment has its packages.
 
-A factory takes the settings of its arm and returns ``(encode, batch_sizes)``. ``encode(texts, batch_size)`` returns
-float32 [n, dim] in the order of ``texts``; ``batch_sizes`` are those worth trying, empty where the encoder decides
-alone. Every peer gets its documented fast settings, the same number of threads, and sorts by length in its own way.
+A factory takes the settings of its arm and returns ``(encode, batch_sizes, runs)``. ``encode(texts, batch_size)``
+returns float32 [n, dim] in the order of ``texts``; ``batch_sizes`` are those worth trying, empty where the encoder
+decides alone; ``runs`` says what was chosen, where the arm's name does not.
+
+Every peer gets its documented fast settings, the same number of threads, and sorts by length in its own way.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 Encode = Callable[[Sequence[str], int], np.ndarray]
-Opened = tuple[Encode, tuple[int, ...]]
+Opened = tuple[Encode, tuple[int, ...], str]
 
 BATCH_SIZES = (8, 16, 32, 64)
 TOKEN_BUDGETS = (1024, 2048, 4096, 8192)
@@ -27,7 +29,7 @@ def deploykit(*, threads: int, bundle: str, variant: str | None) -> Opened:
     from deploykit.runtime import load
 
     encoder = load(bundle, variant=variant, threads=threads)
-    return lambda texts, _: encoder.encode(list(texts)), ()
+    return lambda texts, _: encoder.encode(list(texts)), (), "" if variant else encoder.variant.name
 
 
 def sentence_transformers_torch(*, threads: int, model: str, dtype: str, compiled: bool = False) -> Opened:
@@ -41,7 +43,7 @@ def sentence_transformers_torch(*, threads: int, model: str, dtype: str, compile
         encoder.bfloat16()
     if compiled:
         encoder.compile(dynamic=True)
-    return _sentence_transformers(encoder), BATCH_SIZES
+    return _sentence_transformers(encoder), BATCH_SIZES, ""
 
 
 def sentence_transformers_onnx(*, threads: int, model: str, cache: str, file_name: str) -> Opened:
@@ -54,7 +56,7 @@ def sentence_transformers_onnx(*, threads: int, model: str, cache: str, file_nam
     options.intra_op_num_threads = threads
     kwargs = {"provider": "CPUExecutionProvider", "session_options": options, "file_name": f"onnx/{file_name}"}
     encoder = SentenceTransformer(str(folder), device="cpu", backend="onnx", model_kwargs=kwargs)
-    return _sentence_transformers(encoder), BATCH_SIZES
+    return _sentence_transformers(encoder), BATCH_SIZES, ""
 
 
 def sentence_transformers_openvino(*, threads: int, model: str, cache: str, hints: dict[str, Any]) -> Opened:
@@ -67,7 +69,7 @@ def sentence_transformers_openvino(*, threads: int, model: str, cache: str, hint
     folder = _prepared(Path(cache) / "sentence-transformers-openvino", export)
     kwargs = {"device": "CPU", "ov_config": {"INFERENCE_NUM_THREADS": threads, **hints}}
     encoder = SentenceTransformer(str(folder), device="cpu", backend="openvino", model_kwargs=kwargs)
-    return _sentence_transformers(encoder), BATCH_SIZES
+    return _sentence_transformers(encoder), BATCH_SIZES, ""
 
 
 def by_hand_torch(*, threads: int, model: str) -> Opened:
@@ -94,7 +96,7 @@ def by_hand_torch(*, threads: int, model: str) -> Opened:
             start += len(rows)
         return vectors
 
-    return encode, TOKEN_BUDGETS
+    return encode, TOKEN_BUDGETS, ""
 
 
 def max_length(model: str | Path) -> int:

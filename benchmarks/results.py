@@ -136,8 +136,9 @@ def _confidence(arms: Iterable[dict[str, Any]]) -> float:
 
 
 def _versions(arm: dict[str, Any]) -> str:
-    batch = f"; batch size {arm['batch_size']}" if arm["batch_size"] else ""
-    return ", ".join(f"{name} {version}" for name, version in arm["versions"].items()) + batch
+    chosen = f"; batch size {arm['batch_size']}" if arm["batch_size"] else ""
+    chosen += f"; runs {arm['runs']}" if arm["runs"] else ""
+    return ", ".join(f"{name} {version}" for name, version in arm["versions"].items()) + chosen
 
 
 def _failures(arms: Iterable[dict[str, Any]]) -> list[str]:

@@ -41,10 +41,10 @@ class Contestant:
         self.texts: list[str] = json.loads(Path(texts).read_text())
         self.queries: list[str] = json.loads(Path(queries).read_text())
         started = time.perf_counter()
-        self.encode, self.batch_sizes = FACTORIES[factory](**settings)
+        self.encode, self.batch_sizes, runs = FACTORIES[factory](**settings)
         self.encode(self.queries[:1], 1)
         self.batch_size = self.batch_sizes[0] if self.batch_sizes else 0
-        return {"open_seconds": time.perf_counter() - started, "versions": _versions()}
+        return {"open_seconds": time.perf_counter() - started, "versions": _versions(), "runs": runs}
 
     def tune(self, count: int) -> dict[str, Any]:
         """Seconds per batch size (the better of two runs, after a warm-up); the fastest is kept."""

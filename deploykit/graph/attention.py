@@ -13,12 +13,11 @@ an attention whose weights are an output of the graph must keep them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit.graph.constants import array_of, perm_of, scalar_of
 from deploykit.graph.dims import rank
+from deploykit.graph.edit import array_of, perm_of, scalar_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -218,12 +217,3 @@ def merged_heads(product: ir.Node) -> ir.Value | None:
             return None
         value = node.outputs[0]
     return value if rank(value) == 3 else None
-
-
-def unfusable(graph: ir.Graph, sites: list[AttentionSite]) -> Iterator[str]:
-    """Names of softmaxes over products of two activations that are no site: attention in a form not known here."""
-    known = {id(site.softmax) for site in sites}
-    for node in graph:
-        value = node.inputs[0] if node.op_type == "Softmax" else None
-        if value is not None and id(node) not in known and find_scores(value) is not None:
-            yield node.name or "softmax"

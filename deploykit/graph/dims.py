@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from deploykit.graph.constants import array_of, integers_of, perm_of
+from deploykit.graph.edit import array_of, integers_of, perm_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,10 +18,30 @@ if TYPE_CHECKING:
 Origin = int | str | tuple[str, int]
 
 # Operators whose output has the shape of their first input.
-_SAME_SHAPE = frozenset(
-    "Cast Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LayerNormalization LeakyRelu Mish Neg Pow Relu "
-    "Sigmoid Softmax Softplus Sqrt Tanh".split()
-)
+_ACTIVATIONS = {
+    "Clip",
+    "Elu",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "LeakyRelu",
+    "Mish",
+    "Relu",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
+}
+_SAME_SHAPE = _ACTIVATIONS | {
+    "Cast",
+    "Dropout",
+    "Erf",
+    "Exp",
+    "Identity",
+    "LayerNormalization",
+    "Neg",
+    "Softmax",
+    "Sqrt",
+}
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.graph.attention import find_scores
-from deploykit.graph.constants import add_constant, array_of, insert, integers_of, scalar_of
 from deploykit.graph.dims import elements, origin, rank
+from deploykit.graph.edit import add_constant, array_of, insert, integers_of, replace, scalar_of
 from deploykit.graph.plain_attention import MASKED
 
 if TYPE_CHECKING:
@@ -58,19 +58,6 @@ def _number(graph: ir.Graph, name: str, number: float, like: ir.Value | None) ->
     return add_constant(graph, f"attention_{name}", np.array(number, constant.dtype))
 
 
-def replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    """Let everything read ``value`` instead of the only output of ``node``, and remove the node."""
-    import onnx_ir as ir
-
-    old = node.outputs[0]
-    if value.shape is None:
-        value.shape = old.shape
-    if value.type is None:
-        value.type = old.type
-    ir.convenience.replace_all_uses_with(old, value)
-    graph.remove(node, safe=True)
-
-
 def is_nothing(mask: ir.Value) -> bool:
     """A constant that adds zero everywhere, as is left of a mask that hides nothing."""
     constant = array_of(mask)
@@ -89,12 +76,17 @@ def make_finite(graph: ir.Graph, mask: ir.Value) -> bool:
     if node is None:
         return False
     if node.op_type == "Where":
-        return all([_finite_operand(graph, node, index) for index in (1, 2)])  # a list: every operand is visited
+        return _finite_operands(graph, node, (1, 2))
     if node.op_type in ("Add", "Mul"):
-        return all([_finite_operand(graph, node, index) for index in (0, 1)])
+        return _finite_operands(graph, node, (0, 1))
     if node.op_type in _MOVING:
-        return _finite_operand(graph, node, 0)
+        return _finite_operands(graph, node, (0,))
     return node.op_type in ("Sub", "Cast") and _is_indicator(mask)
+
+
+def _finite_operands(graph: ir.Graph, node: ir.Node, indices: tuple[int, ...]) -> bool:
+    finite = [_finite_operand(graph, node, index) for index in indices]  # every operand is visited, also behind a False
+    return all(finite)
 
 
 def _finite_operand(graph: ir.Graph, node: ir.Node, index: int) -> bool:
@@ -118,7 +110,9 @@ def _is_indicator(value: ir.Value) -> bool:
     if node.op_type in _MOVING:
         return node.inputs[0] is not None and _is_indicator(node.inputs[0])
     if node.op_type == "Sub":
-        return all(operand is not None and (array_of(operand) is not None or _is_indicator(operand)) for operand in node.inputs)
+        return all(
+            operand is not None and (array_of(operand) is not None or _is_indicator(operand)) for operand in node.inputs
+        )
     return False
 
 
@@ -129,9 +123,10 @@ def bound_below(graph: ir.Graph, before: ir.Node, mask: ir.Value) -> ir.Value:
 
 
 def shrink(graph: ir.Graph, mask: ir.Value) -> bool:
-    """Simplify the condition of ``Where(condition, 0, MASKED)`` in place: fewer operators, and axes of size 1 where it is constant.
+    """Simplify the condition of ``Where(condition, 0, MASKED)`` in place; True if something changed.
 
-    The mask may become smaller, so this is right only for one that is added to scores of the full shape.
+    An axis along which the mask is constant may shrink to size 1, so this is right only for a mask that is added to
+    scores of the full shape.
     """
     node = mask.producer()
     if node is None or node.op_type != "Where" or node.inputs[0] is None:
@@ -226,4 +221,6 @@ def _grid_counter(part: ir.Value | None) -> ir.Value | None:
 
 
 def _axes_above_one(value: ir.Value) -> list[int] | None:
-    return None if value.shape is None or len(value.shape) != 4 else [i for i, size in enumerate(value.shape) if size != 1]
+    return (
+        None if value.shape is None or len(value.shape) != 4 else [i for i, size in enumerate(value.shape) if size != 1]
+    )

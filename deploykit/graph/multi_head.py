@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.graph.attention import AttentionSite, Heads, attention_sites, merged_heads, split_heads
-from deploykit.graph.constants import add_constant, array_of, insert
 from deploykit.graph.dims import rank
-from deploykit.graph.masks import replace
+from deploykit.graph.edit import add_constant, array_of, insert, replace
 from deploykit.graph.rewrite import tidy
 
 if TYPE_CHECKING:

@@ -12,12 +12,14 @@ import numpy as np
 
 from deploykit.graph import masks
 from deploykit.graph.attention import AttentionSite, attention_sites
-from deploykit.graph.constants import add_constant, array_of, insert, perm_of
 from deploykit.graph.dims import elements, origins, reshape_target
+from deploykit.graph.edit import add_constant, array_of, insert, perm_of, replace
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+
+_ROUNDS = 5
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -36,17 +38,21 @@ def clean_ir(model: ir.Model) -> None:
     """`clean`, in place."""
     from onnxscript import optimizer
 
-    optimizer.optimize(model)
     graph = model.graph
-    transposes_from_reshapes(graph)
-    masks.fills_to_additive(graph)
-    for site in attention_sites(graph):
-        _clean_attention(graph, site)
-    constant_reshapes(graph)
-    tidy(model)
-    # Once more, for what the steps above have opened: transposes of transposes, shapes of nothing, constants to fold.
-    optimizer.optimize(model)
-    tidy(model)
+    before: list[str] = []
+    # Each round opens something for the next: a folded constant, a transpose of a transpose. Two or three settle it.
+    for _ in range(_ROUNDS):
+        optimizer.optimize(model)
+        transposes_from_reshapes(graph)
+        masks.fills_to_additive(graph)
+        for site in attention_sites(graph):
+            _clean_attention(graph, site)
+        constant_reshapes(graph)
+        tidy(model)
+        after = [node.op_type for node in graph]
+        if after == before:
+            break
+        before = after
 
 
 def tidy(model: ir.Model) -> None:
@@ -79,7 +85,7 @@ def _clean_attention(graph: ir.Graph, site: AttentionSite) -> None:
     if site.guard is not None and finite:
         weights = site.guard.inputs[2]
         assert weights is not None
-        masks.replace(graph, site.guard, weights)
+        replace(graph, site.guard, weights)
 
 
 def _take_out(graph: ir.Graph, site: AttentionSite, mask: ir.Value) -> None:
@@ -87,7 +93,7 @@ def _take_out(graph: ir.Graph, site: AttentionSite, mask: ir.Value) -> None:
     for node, index in list(mask.uses()):
         scores = node.inputs[1 - index] if node.op_type == "Add" else None
         if scores is not None and _leads_to(node, site.softmax):
-            masks.replace(graph, node, scores)
+            replace(graph, node, scores)
 
 
 def _bound(graph: ir.Graph, site: AttentionSite, mask: ir.Value) -> None:
@@ -119,7 +125,7 @@ def constant_reshapes(graph: ir.Graph) -> int:
         if target is None:
             continue
         if _keeps_shape(node, target):
-            masks.replace(graph, node, node.inputs[0])
+            replace(graph, node, node.inputs[0])
             count += 1
         elif array_of(node.inputs[1]) is None:
             _set_target(graph, node, target)
@@ -182,6 +188,6 @@ def transposes_from_reshapes(graph: ir.Graph) -> int:
         if len(flat) != 3 or flat[1:] != sizes[-2:]:
             continue
         perm = [*range(len(sizes) - 2), len(sizes) - 1, len(sizes) - 2]
-        masks.replace(graph, node, insert(graph, node, "Transpose", [source], perm=perm))
+        replace(graph, node, insert(graph, node, "Transpose", [source], perm=perm))
         count += 1
     return count

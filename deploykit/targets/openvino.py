@@ -31,7 +31,7 @@ _REQUIRES = {"bf16": {"architecture": ["x86_64"], "cpu_features": ["amx_bf16|avx
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")
 # What OpenVINO calls an element type, in this project's words.
 _PRECISION_NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "I8": "int8", "u8": "uint8", "U8": "uint8"}
-_PLUMBING = frozenset({"Input", "Output", "Const", "Reshape"})
+_PLUMBING = frozenset({"Input", "Output", "Reshape"})
 
 
 @dataclass(frozen=True)
@@ -72,40 +72,58 @@ def audit(artifact: Path, card: Card, settings: Mapping[str, Any]) -> dict[str, 
     core = openvino.Core()
     model = core.read_model(artifact)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
-    nodes = [_facts(node) for node in compiled.get_runtime_model().get_ops()]
-    operations = _operations(nodes)
+    nodes = _executed(compiled.get_runtime_model())
     softmaxes = _attention_softmaxes(model)
-    fused = _fused(nodes, softmaxes)
-    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    version = f"openvino {openvino.get_version().split('-')[0]}"
-    device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
-    products = [f"{n} {op} in {kind}" for op in _PRODUCTS for kind, n in operations.get(op, {}).items()]
-    attention = f"; {fused} of {len(softmaxes)} attentions are fused" if softmaxes else ""
-    return {
-        "engine": version,
-        "device": device,
-        "asked": _name(str(settings.get("INFERENCE_PRECISION_HINT", "f32"))),
-        "effective": _name({"float": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}.get(hint, hint)),
-        "operations": operations,
-        "attention": {"found": len(softmaxes), "fused": fused},
-        "sentence": f"{version} on {device} runs {', '.join(products) or 'no matrix product'}{attention}.",
+    weights_fp16 = any(
+        node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.f16 for node in model.get_ops()
+    )
+    asked = _name(str(settings.get("INFERENCE_PRECISION_HINT", "f32")))
+    effective = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    facts: dict[str, Any] = {
+        "engine": f"openvino {openvino.get_version().split('-')[0]}",
+        "device": ",".join(compiled.get_property("EXECUTION_DEVICES")),
+        "asked": "fp16" if weights_fp16 and asked == "fp32" else asked,
+        "effective": _name(effective),
+        "operations": _operations(nodes),
+        "attention": {"found": len(softmaxes), "fused": _fused(nodes, softmaxes)},
     }
+    return facts | {"sentence": _sentence(facts)}
+
+
+def _sentence(facts: Mapping[str, Any]) -> str:
+    operations = facts["operations"]
+    counted = [f"{n} {op} in {kind}" for op in _PRODUCTS for kind, n in operations.get(op, {}).items()]
+    parts = [f"{facts['engine']} on {facts['device']} runs {', '.join(counted) or 'no matrix product'}"]
+    if facts["attention"]["found"]:
+        parts.append("{fused} of {found} attentions are fused".format(**facts["attention"]))
+    if facts["asked"] == "fp16":
+        parts.append("weights are stored in fp16")
+    return "; ".join(parts) + "."
 
 
 @dataclass(frozen=True)
 class _Node:
+    """What the plugin reports of one node: its kind, the precision it computes in, the layers that went into it."""
+
     kind: str
     precision: str
     layers: frozenset[str]
 
 
-def _facts(node: openvino.Node) -> _Node:
-    """What the plugin reports about one node: its kind, the precision it computes in, the layers that went into it."""
-    info = node.get_rt_info()
-    layers = info["originalLayersNames"].astype(str) if "originalLayersNames" in info else ""
-    return _Node(
-        info["layerType"].astype(str), info["runtimePrecision"].astype(str), frozenset(filter(None, layers.split(",")))
-    )
+def _executed(runtime_model: openvino.Model) -> list[_Node]:
+    """The nodes of a compiled model that run at every call: those that only prepare weights run once."""
+    constant: set[str] = set()
+    nodes = []
+    for node in runtime_model.get_ordered_ops():
+        info = node.get_rt_info()
+        kind = info["layerType"].astype(str)
+        parents = [parent.get_node().get_friendly_name() for parent in node.input_values()]
+        if kind == "Const" or (parents and constant.issuperset(parents)):
+            constant.add(node.get_friendly_name())
+            continue
+        layers = info["originalLayersNames"].astype(str) if "originalLayersNames" in info else ""
+        nodes.append(_Node(kind, info["runtimePrecision"].astype(str), frozenset(filter(None, layers.split(",")))))
+    return nodes
 
 
 def _operations(nodes: list[_Node]) -> dict[str, dict[str, int]]:
@@ -132,12 +150,10 @@ def _attention_softmaxes(model: openvino.Model) -> set[str]:
 
 
 def _feeds_product(node: openvino.Node) -> bool:
-    """Through the NaN guard and casts that may stand between."""
-    readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
-    return any(
-        reader.get_type_name() == "MatMul" or (reader.get_type_name() in ("Select", "Convert") and _feeds_product(reader))
-        for reader in readers
-    )
+    """Also through the NaN guard and casts that may stand between."""
+    readers = {reader.get_node().get_type_name(): reader.get_node() for reader in node.output(0).get_target_inputs()}
+    between = [reader for kind, reader in readers.items() if kind in ("Select", "Convert")]
+    return "MatMul" in readers or any(_feeds_product(reader) for reader in between)
 
 
 def _fused(nodes: list[_Node], softmaxes: set[str]) -> int:

@@ -18,7 +18,7 @@ def arm(name, texts_per_s=2.0, **changes):
     figure = {"median": texts_per_s, "low": 1.0, "high": 3.0, "n": 6, "confidence": 0.95}
     quality = {"cosine_mean": 1.0, "cosine_p1": 1.0, "cosine_min": 1.0}
     facts = {"texts_per_s": figure, "tokens_per_s": figure, "query_p50_ms": figure, "quality": quality}
-    return {"name": name, "versions": {"numpy": "2"}, "batch_size": 8, **facts, **changes}
+    return {"name": name, "versions": {"numpy": "2"}, "batch_size": 8, "runs": "", **facts, **changes}
 
 
 def test_an_interval_says_how_sure_it_is():

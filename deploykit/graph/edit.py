@@ -1,4 +1,4 @@
-"""Reading constants and attributes of an ONNX graph, and adding constants to it."""
+"""Reading constants and attributes of an ONNX graph, and putting nodes and constants into it."""
 
 from __future__ import annotations
 
@@ -83,3 +83,24 @@ def insert(
     node = ir.node(op_type, inputs, attributes, domain=domain)
     graph.insert_before(before, node)
     return node.outputs[0]
+
+
+def replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Let everything read ``value`` instead of the only output of ``node``, and remove the node.
+
+    A graph output keeps its name, its type and its axes.
+    """
+    import onnx_ir as ir
+
+    old = node.outputs[0]
+    is_output = old.is_graph_output()
+    if is_output and (value.producer() is None or value.is_graph_output()):
+        value = insert(graph, node, "Identity", [value])
+    if value.shape is None or is_output:
+        value.shape = old.shape
+    if value.type is None:
+        value.type = old.type
+    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    if is_output:
+        value.name = old.name
