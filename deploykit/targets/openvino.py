@@ -7,6 +7,7 @@ a state. The precision is never left to OpenVINO: on machines with AMX it would 
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _NOTES = {
     "bf16": "matrix products run in bf16, normalisation and residual sums in fp32",
     "fp16": "weights are stored in fp16; it computes in fp32, which is faster on CPUs without fp16 arithmetic",
 }
+_BF16_RESIDUAL_NOTE = "matrix products and residual sums run in bf16, pooling and what follows it in fp32"
 _REQUIRES = {"bf16": {"architecture": ["x86_64"], "cpu_features": ["amx_bf16|avx512_bf16"]}}
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")
 # What OpenVINO calls an element type, in this project's words.
@@ -36,7 +38,12 @@ _PLUMBING = frozenset({"Input", "Output", "Reshape"})
 
 @dataclass(frozen=True)
 class Options:
-    """Nothing to choose yet: precision and device are given by the variant."""
+    """``bf16_residual`` keeps the residual stream of a bf16 variant in bf16 as well (`deploykit.graph.tail`).
+
+    Without it OpenVINO adds and normalises in fp32: slower, and a little closer to torch.
+    """
+
+    bf16_residual: bool = True
 
 
 def compile(model: Path, card: Card, precision: str, options: Options, out: Path) -> Compiled:
@@ -49,20 +56,37 @@ def compile(model: Path, card: Card, precision: str, options: Options, out: Path
 
     if precision not in PRECISIONS:
         raise RecipeError(f"openvino has no precision '{precision}' here", hint=f"it has {', '.join(PRECISIONS)}")
-    try:
-        converted = openvino.Core().read_model(model)
-    except RuntimeError as error:
-        raise ExportError(
-            f"OpenVINO cannot convert the model: {_last_line(error)}",
-            hint="the message names the operator: leave the target openvino out, or export at another opset",
-        ) from error
-    openvino.save_model(converted, out / "model.xml", compress_to_fp16=False)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        rewritten = precision == "bf16" and options.bf16_residual and _end_tail(model, Path(scratch) / "model.onnx")
+        try:
+            converted = openvino.Core().read_model(Path(scratch) / "model.onnx" if rewritten else model)
+        except RuntimeError as error:
+            raise ExportError(
+                f"OpenVINO cannot convert the model: {_last_line(error)}",
+                hint="the message names the operator: leave the target openvino out, or export at another opset",
+            ) from error
+        openvino.save_model(converted, out / "model.xml", compress_to_fp16=False)
     return Compiled(
         path="model.xml",
         settings={"INFERENCE_PRECISION_HINT": _HINTS[precision]},
         requires=_REQUIRES.get(precision, {}),
-        notes=(_NOTES[precision],) if precision in _NOTES else (),
+        notes=(_BF16_RESIDUAL_NOTE if rewritten else _NOTES[precision],) if precision in _NOTES else (),
     )
+
+
+def _end_tail(model: Path, path: Path) -> bool:
+    """Write the model with its fp32 tail ended to ``path``; False, and nothing written, where there is none to end."""
+    import onnx
+    import onnx_ir as ir
+
+    from deploykit.graph.export import save
+    from deploykit.graph.tail import end_tail
+
+    graph_model = ir.from_proto(onnx.load(model))
+    if not end_tail(graph_model):
+        return False
+    save(ir.to_proto(graph_model), path)
+    return True
 
 
 def audit(artifact: Path, card: Card, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,18 @@ def test_openvino_runs_every_matrix_product_in_bf16(compiled, bert):
     result, audit, _ = compiled("openvino", "bf16", bert)
     assert result.settings == {"INFERENCE_PRECISION_HINT": "bf16"}
     assert result.requires == {"architecture": ["x86_64"], "cpu_features": ["amx_bf16|avx512_bf16"]}
-    assert audit["operations"]["FullyConnected"] == {"bf16": 12}
+    assert audit["operations"]["FullyConnected"] == {"bf16": 13}  # the model's 12 and the one that ends the fp32 tail
+    assert audit["operations"]["MVN"] == {"bf16": 5}
     assert audit["effective"] == "bf16"
+
+
+@needs_bf16
+def test_openvino_normalises_in_fp32_when_asked(bert, tmp_path):
+    target = registry.module("targets", "openvino")
+    result = target.compile(bert.path, bert.card, "bf16", target.Options(bf16_residual=False), tmp_path)
+    audit = target.audit(tmp_path / result.path, bert.card, result.settings)
+    assert audit["operations"]["FullyConnected"] == {"bf16": 12}
+    assert audit["operations"]["MVN"] == {"fp32": 5}
 
 
 def test_bf16_compiles_wherever_it_may_run_later(bert, tmp_path):
