@@ -21,10 +21,16 @@ _WEIGHTED = frozenset({"MatMul", "Gemm", "Conv"})
 
 
 def end_tail(model: ir.Model) -> bool:
-    """Put the product behind the last LayerNormalization over tokens; False where there is none or no tail to end."""
+    """Put the product behind the last LayerNormalization over tokens; False where there is none or no tail to end.
+
+    Also False where the graph computes indices as floats (numbers of frames, say): in the tail they are exact, and
+    bf16 has no integers beyond 256.
+    """
     import onnx_ir as ir
 
     graph = model.graph
+    if any(_makes_index(node) for node in graph):
+        return False
     last = next((node for node in reversed(graph) if node.op_type == "LayerNormalization"), None)
     if last is None:
         return False
@@ -40,6 +46,16 @@ def end_tail(model: ir.Model) -> bool:
     product.replace_input_with(0, tokens)
     graph.insert_after(last, product)
     return True
+
+
+def _makes_index(node: ir.Node) -> bool:
+    """A cast from a float to a whole number."""
+    import onnx_ir as ir
+
+    if node.op_type != "Cast" or node.inputs[0] is None:
+        return False
+    source, target = node.inputs[0].dtype, ir.DataType(node.attributes["to"].as_int())
+    return target.is_integer() and (source is None or source.is_floating_point())
 
 
 def _feeds_weight(value: ir.Value) -> bool:

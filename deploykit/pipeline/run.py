@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit import report
+from deploykit.bundle.write import check_output
 from deploykit.errors import DeploykitError, RecipeError, nearest
 from deploykit.pipeline import assemble
 from deploykit.pipeline.child import Request, reproduce_command, run_in_child
@@ -73,8 +74,9 @@ def run(
     started = time.perf_counter()
     steps = _until(plan, until)
     output = plan.recipe.bundle.output.absolute()
+    check_output(output)  # before minutes of work, not after
     state = _State()
-    with disk_errors("the store"), store.lock(_lock_name(output), wait=False):
+    with disk_errors(f"the store at '{store.root}'"), store.lock(_lock_name(output), wait=False, what=str(output)):
         for step in steps:
             _carry_out(step, store, state, on_event)
         if until is not None and until not in FINAL_STEPS:
@@ -210,5 +212,5 @@ def _finish(plan: Plan, state: _State, output: Path, store: Store, on_event: Cal
 
 
 def _lock_name(output: Path) -> str:
-    """One lock per output path; the readable part is for the message, the digest makes it unique."""
+    """One lock per output path; the readable part is for people who look, the digest makes it unique."""
     return f"{output.name}-{hashlib.sha256(str(output).encode()).hexdigest()[:12]}"

@@ -66,8 +66,8 @@ class Store:
         return Artifact(record["kind"], folder, record["digest"], record["metadata"], tuple(record["parents"]))
 
     @contextmanager
-    def lock(self, name: str, *, wait: bool) -> Iterator[None]:
-        """Hold the lock ``name``. With ``wait`` False a lock held elsewhere is a `BusyError`."""
+    def lock(self, name: str, *, wait: bool, what: str = "") -> Iterator[None]:
+        """Hold the lock ``name``. With ``wait`` False a lock held elsewhere is a `BusyError` that says ``what``."""
         from filelock import FileLock, Timeout
 
         path = self._folder("locks") / f"{name}.lock"
@@ -76,7 +76,7 @@ class Store:
                 yield
         except Timeout as error:
             raise BusyError(
-                f"another deploykit run is busy with '{name}'", hint=f"wait for it to end (lock: {path})"
+                f"another deploykit run is busy with '{what or name}'", hint=f"wait for it to end (lock: {path})"
             ) from error
 
     @contextmanager

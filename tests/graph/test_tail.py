@@ -72,8 +72,9 @@ def test_every_reader_of_the_tokens_goes_through_the_product():
         model(pool(to="p"), helper.make_node("MatMul", ["p", "head"], ["y"])),
         model(pool(), norm="Relu"),
         model(pool(), outputs=("y", "n")),
+        model(pool(), helper.make_node("Cast", ["x"], ["frames"], to=TensorProto.INT64)),
     ],
-    ids=["a weight follows", "no normalisation", "the tokens are an output"],
+    ids=["a weight follows", "no normalisation", "the tokens are an output", "an index is computed as a float"],
 )
 def test_a_graph_without_a_tail_to_end_stays_as_it_is(proto):
     done, after = ended(proto)

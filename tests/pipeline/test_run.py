@@ -104,6 +104,14 @@ def test_an_output_in_use_is_busy(make_plan, store, tmp_path):
         run(plan, until="export", store=store)
 
 
+def test_an_output_that_is_no_bundle_is_refused_before_anything_is_done(make_plan, store, tmp_path):
+    (tmp_path / "m.bundle").mkdir()
+    (tmp_path / "m.bundle" / "thesis.txt").write_text("the only copy")
+    with pytest.raises(RecipeError, match="is no bundle"):
+        run(make_plan(step("export", text="a")), store=store)
+    assert not (store.root / "artifacts").exists()
+
+
 def test_an_unknown_step_names_the_nearest(make_plan, store):
     with pytest.raises(RecipeError, match="no step 'exprot'") as caught:
         run(make_plan(step("export", text="a")), until="exprot", store=store)
