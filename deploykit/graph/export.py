@@ -168,12 +168,13 @@ def _finish(card: Card, path: Path, cases: Sequence[prove.Case]) -> dict[str, An
     import onnx
 
     from deploykit.graph.rewrite import clean
+    from deploykit.precisions.fp32 import TOLERANCE
 
     model = clean(onnx.load(path))
     check_axes(model, card)
     save(model, path)
     with onnxruntime_runner(path, card) as run:
-        return prove.prove(cases, run, "fp32", "the exported ONNX model")
+        return prove.prove(cases, run, TOLERANCE, "the exported ONNX model")
 
 
 def check_axes(model: onnx.ModelProto, card: Card) -> None:

@@ -43,10 +43,6 @@ class Tolerance:
     relative_error: float
 
 
-# What each arithmetic can promise: fp32 differs from torch by summation order; bf16 carries 8 bits, fp16 weights 11.
-TOLERANCES = {"fp32": Tolerance(0.99999, 2e-3), "fp16": Tolerance(0.9999, 2e-2), "bf16": Tolerance(0.995, 0.15)}
-
-
 @dataclass(frozen=True)
 class Score:
     """How one case came out: the worst row's cosine, and the largest error relative to the reference."""
@@ -119,12 +115,11 @@ def score(case: Case, got: np.ndarray) -> Score:
     return Score(case.at, float(cosine.min()), float(np.abs(got - want).max()) / scale)
 
 
-def prove(cases: Iterable[Case], run: Callable[[Feeds], np.ndarray], precision: str, what: str) -> dict[str, Any]:
+def prove(cases: Iterable[Case], run: Callable[[Feeds], np.ndarray], tolerance: Tolerance, what: str) -> dict[str, Any]:
     """Run every case through ``run`` and return the proof for the manifest.
 
     Raises `ProofError` with the axis that decides, the worst case and what to do, when any case is out of tolerance.
     """
-    tolerance = TOLERANCES[precision]
     scores = [score(case, run(case.feeds)) for case in cases]
     failed = [s for s in scores if not s.passes(tolerance)]
     if failed:

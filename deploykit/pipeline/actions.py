@@ -74,7 +74,8 @@ def verify(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     engine = open_engine(target, artifact, card, settings, EngineOptions())
     try:
         cases = prove.read_cases(inputs["export"])
-        proof = prove.prove(cases, lambda feeds: engine.run(feeds)[card.embedding.output], precision, name)
+        tolerance = registry.module("precisions", precision).TOLERANCE
+        proof = prove.prove(cases, lambda feeds: engine.run(feeds)[card.embedding.output], tolerance, name)
         _check_many(cases, card, engine)
         effective = dict(engine.effective)
     finally:

@@ -12,7 +12,6 @@ from typing import Any
 
 from deploykit.bundle.write import REFERENCE, Contents, check_output, write_bundle
 from deploykit.errors import BundleError, SelfTestError
-from deploykit.graph.prove import TOLERANCES
 from deploykit.measure import fingerprint
 from deploykit.pipeline import selftest_data
 from deploykit.pipeline.actions import read_card
@@ -81,7 +80,7 @@ def _contents(
     measured = artifacts["measure"].metadata["latency"] if "measure" in artifacts else {}
     passed = [name.partition(":")[2] for name in artifacts if name.startswith("verify:")]
     variants = [_variant(name, artifacts, measured.get(name, {})) for name in passed]
-    bounds = {variant.name: TOLERANCES[variant.precision].cosine for variant, _ in variants}
+    bounds = {variant.name: variant.proof["tolerance"]["cosine"] for variant, _ in variants}
     return Contents(
         card=card,
         portable=exported.path / "model.onnx",

@@ -1,6 +1,6 @@
 """Precisions: one file per way of lowering.
 
-A file ``precisions/NAME.py`` offers an ``Options`` dataclass and::
+A file ``precisions/NAME.py`` offers ``Options``, a dataclass, ``TOLERANCE``, how far off its vectors may be, and::
 
     def lower(model: Path, options: Options, out: Path) -> dict[str, Any]
 

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit.graph.prove import Tolerance
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 _LARGEST = 65504.0
 _SMALLEST_NORMAL = 2.0**-14
+
+# Fp16 carries 11 significant bits, and only the weights are rounded to it.
+TOLERANCE = Tolerance(cosine=0.9999, relative_error=2e-2)
 
 
 @dataclass(frozen=True)

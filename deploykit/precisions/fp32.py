@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit.graph.prove import Tolerance
+
+# Torch and the engines differ by the order of their sums alone.
+TOLERANCE = Tolerance(cosine=0.99999, relative_error=2e-3)
+
 
 @dataclass(frozen=True)
 class Options:
