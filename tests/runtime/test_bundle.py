@@ -27,6 +27,7 @@ def test_hard_links_are_accepted(tiny):
     path = tiny.root / "models" / "fp32.onnx"
     os.link(path, tiny.root.parent / "other.onnx")
     Bundle.open(tiny.root).verify()
+    assert path.stat().st_nlink == 2
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,14 @@ def texts(count, seed=0):
     return [" ".join(f"w{draw.randrange(40)}" for _ in range(draw.randrange(90))) for _ in range(count)]
 
 
-def matches(vectors, inputs):
+def assert_matches(vectors, inputs):
     assert vectors.dtype == np.float32
     assert vectors.shape == (len(inputs), 6)
     np.testing.assert_allclose(vectors, np.stack([made.expected(text) for text in inputs]), rtol=1e-4, atol=1e-6)
 
 
 def test_one_text_gives_one_row(encoder):
-    matches(encoder.encode("w1 w2"), ["w1 w2"])
+    assert_matches(encoder.encode("w1 w2"), ["w1 w2"])
 
 
 def test_an_empty_list_gives_no_rows(encoder):
@@ -44,27 +44,27 @@ def test_an_empty_list_gives_no_rows(encoder):
 
 
 def test_an_empty_text_is_its_special_tokens(encoder):
-    matches(encoder.encode(["", "w1", ""]), ["", "w1", ""])
+    assert_matches(encoder.encode(["", "w1", ""]), ["", "w1", ""])
 
 
 @pytest.mark.parametrize("count", [2, 3, 40, 2500])
 def test_the_order_is_that_of_the_inputs(encoder, count):
-    matches(encoder.encode(texts(count)), texts(count))
+    assert_matches(encoder.encode(texts(count)), texts(count))
 
 
 @pytest.mark.parametrize("bounds", [{"batch_tokens": 100}, {"batch_size": 1}, {"batch_size": 7, "batch_tokens": 300}])
 def test_the_callers_batches_change_nothing(encoder, bounds):
-    matches(encoder.encode(texts(60), **bounds), texts(60))
+    assert_matches(encoder.encode(texts(60), **bounds), texts(60))
 
 
 def test_any_iterable_will_do(encoder):
-    matches(encoder.encode(text for text in ["w1", "w2"]), ["w1", "w2"])
-    matches(encoder.encode(np.array(["w1", "w2"])), ["w1", "w2"])
+    assert_matches(encoder.encode(text for text in ["w1", "w2"]), ["w1", "w2"])
+    assert_matches(encoder.encode(np.array(["w1", "w2"])), ["w1", "w2"])
 
 
 def test_a_text_of_ten_thousand_words_is_cut_at_the_maximum(encoder):
     long = "w3 " * 10_000
-    matches(encoder.encode([long, "w1"]), [long, "w1"])
+    assert_matches(encoder.encode([long, "w1"]), [long, "w1"])
 
 
 def test_the_caller_owns_the_vectors(encoder):
@@ -120,8 +120,8 @@ def test_many_threads_may_encode_at_once(encoder):
 
     def work(seed):
         try:
-            matches(encoder.encode(texts(30, seed)), texts(30, seed))
-            matches(encoder.encode(f"w{seed}"), [f"w{seed}"])
+            assert_matches(encoder.encode(texts(30, seed)), texts(30, seed))
+            assert_matches(encoder.encode(f"w{seed}"), [f"w{seed}"])
         except AssertionError as error:
             failures.append(error)
 
@@ -163,7 +163,7 @@ def test_a_packed_bundle_loads(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
     packed = pack(shared.root, tmp_path / "tiny.dkb")
     with load(f"{packed}@onnxruntime-fp32") as encoder:
-        matches(encoder.encode("w1"), ["w1"])
+        assert_matches(encoder.encode("w1"), ["w1"])
 
 
 def test_a_variant_may_be_named_in_the_path(shared):
