@@ -18,6 +18,8 @@ from deploykit.errors import DeploykitError
 
 EXIT_MISSING, EXIT_BUG, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 4, 70, 130, 141
 _PATIENCE_S = 2.0
+# The extra that brings a package which only building needs; engines and preprocessing name theirs where they fail.
+_EXTRAS = {"export": ("filelock", "torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors")}
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for other programs.")]
 
@@ -135,7 +137,9 @@ def _report(error: Exception) -> int:
         say(f"error: not allowed here: {error.strerror}: {error.filename}\n  → choose a path that you may write to")
         return EXIT_MISSING
     if isinstance(error, ModuleNotFoundError):
-        say(f'error: {error.name} is not installed\n  → `deploykit doctor` lists what is; pip install "deploykit[all]"')
+        extra = next((name for name, modules in _EXTRAS.items() if error.name in modules), "all")
+        say(f"error: {error.name} is not installed")
+        say(f'  → pip install "deploykit[{extra}]"; `deploykit doctor` lists what is')
         return EXIT_MISSING
     first = (str(error).strip().splitlines() or [""])[0]
     say(f"error: {type(error).__name__}: {first}\n  → this is a bug in deploykit; run again with --debug")

@@ -36,6 +36,8 @@ def full_disk():
         (full_disk(), 4, "no space left on the disk: /data/v.npy"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 4, "Permission denied: /root/x"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 4, "torch is not installed"),
+        (ModuleNotFoundError("No module named 'filelock'", name="filelock"), 4, 'pip install "deploykit[export]"'),
+        (ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere"), 4, 'pip install "deploykit[all]"'),
         (KeyError("oops"), 70, "error: KeyError: 'oops'\n  → this is a bug in deploykit; run again with --debug\n"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
