@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deploykit import registry, sources
 from deploykit.graph import prove
 from deploykit.pipeline import selftest_data
@@ -75,28 +73,16 @@ def verify(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     try:
         cases = prove.read_cases(inputs["export"])
         tolerance = registry.module("precisions", precision).TOLERANCE
-        proof = prove.prove(cases, lambda feeds: engine.run(feeds)[card.embedding.output], tolerance, name)
-        _check_many(cases, card, engine)
+        output = card.embedding.output
+        proof = prove.prove(cases, lambda feeds: engine.run(feeds)[output], tolerance, name)
+        # Many batches in flight take another way through the engine, which has to be proven as well.
+        many = iter(engine.run_many([case.feeds for case in cases]))
+        prove.prove(cases, lambda feeds: next(many)[output], tolerance, f"{name}, with several batches in flight,")
         effective = dict(engine.effective)
     finally:
         engine.close()
     audit = registry.module("targets", target).audit(artifact, card, settings)
     return {"proof": proof, "audit": audit, "effective": effective}
-
-
-def _check_many(cases: list[prove.Case], card: Card, engine: Any) -> None:
-    """The high-throughput way is other code in the engine: it must say what the low-latency way says."""
-    from deploykit.errors import ProofError
-
-    chosen = cases[:: max(1, len(cases) // 8)]
-    results = engine.run_many([case.feeds for case in chosen])
-    for case, result in zip(chosen, results, strict=True):
-        single = engine.run(case.feeds)[card.embedding.output]
-        if not np.allclose(result[card.embedding.output], single, rtol=1e-2, atol=1e-2):
-            raise ProofError(
-                f"with several batches in flight the engine differs from itself at {prove.describe(case.at)}",
-                hint="a fault of the engine: try another version of it",
-            )
 
 
 def measure(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:

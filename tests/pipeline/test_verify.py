@@ -1,0 +1,73 @@
+"""The verify step must notice an engine that is right one batch at a time and wrong with several in flight."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deploykit.errors import ProofError
+from deploykit.graph.prove import Case, matrix, write_cases
+from deploykit.pipeline import actions
+from deploykit.runtime import engines
+from deploykit.runtime.manifest import Card, Embedding, TensorSpec, to_json
+
+CARD = Card(
+    name="unit vectors",
+    modality="tensor",
+    inputs=(TensorSpec("x", "float32", ("batch", 384)),),
+    outputs=(TensorSpec("y", "float32", ("batch", 384)),),
+    embedding=Embedding("y", 384, "none", True),
+    preprocess={"kind": "none"},
+)
+
+
+class Echo:
+    """Gives its input back; with several batches in flight a little of another vector is mixed in."""
+
+    effective = {"engine": "echo"}  # noqa: RUF012
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def run(self, feeds):
+        return {"y": feeds["x"]}
+
+    def run_many(self, batches):
+        return [{"y": feeds["x"] + self.fault} for feeds in batches]
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def verify(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    cases = []
+    for at in matrix({}):
+        x = draw.normal(size=(at["batch"], 384)).astype(np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        cases.append(Case(at, {"x": x}, x))
+    (tmp_path / "export").mkdir()
+    (tmp_path / "compile").mkdir()
+    write_cases(cases, tmp_path / "export")
+    (tmp_path / "export" / "card.json").write_text(json.dumps(to_json(CARD)))
+    record = {"metadata": {"path": "model.onnx", "settings": {}}}
+    (tmp_path / "compile" / "artifact.json").write_text(json.dumps(record))
+    target = actions.registry.module("targets", "onnxruntime")
+    monkeypatch.setattr(target, "audit", lambda artifact, card, settings: {})
+
+    def run(fault):
+        monkeypatch.setattr(engines, "open_engine", lambda *arguments: Echo(fault))
+        inputs = {"export": tmp_path / "export", "compile:onnxruntime-fp32": tmp_path / "compile"}
+        return actions.verify({"target": "onnxruntime", "precision": "fp32"}, inputs, tmp_path)
+
+    return run
+
+
+def test_an_engine_that_agrees_both_ways_passes(verify):
+    assert verify(0.0)["proof"]["cases"] == 3
+
+
+def test_a_small_fault_with_several_batches_in_flight_is_found(verify):
+    with pytest.raises(ProofError, match="with several batches in flight"):
+        verify(0.005)
