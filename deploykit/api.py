@@ -20,6 +20,9 @@ def export(
     output: str | Path | None = None,
     targets: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
+    calibration: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    budget: str | None = None,
     opset: int | None = None,
     exporter: str | None = None,
     kind: str | None = None,
@@ -32,8 +35,10 @@ def export(
 ) -> Bundle:
     """Build a bundle from a trained encoder; what is None is as the source or the recipe's defaults say.
 
-    ``source`` is what ``[source] model`` of a recipe may be. Variants that did not pass are announced by a
-    `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a `DeploykitError` otherwise.
+    ``source`` is what ``[source] model`` of a recipe may be; ``calibration`` and ``evaluation`` name data
+    (`deploykit.data`), ``budget`` is what may be lost and must be gained (`deploykit.budget`). Variants that did not
+    pass are announced by a `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a
+    `DeploykitError` otherwise.
     """
     from deploykit.runtime import Bundle
 
@@ -42,6 +47,8 @@ def export(
             source,
             output=output,
             variants={"targets": targets, "precisions": precisions},
+            data={"calibration": calibration, "evaluation": evaluation},
+            budget=budget,
             settings={"opset": opset, "exporter": exporter},
             overrides={
                 "kind": kind,
@@ -65,6 +72,8 @@ def recipe(
     *,
     output: str | Path | None = None,
     variants: dict[str, Sequence[str] | None] | None = None,
+    data: dict[str, str | Path | None] | None = None,
+    budget: str | None = None,
     settings: dict[str, Any] | None = None,
     overrides: dict[str, Any] | None = None,
     report: bool = True,
@@ -73,17 +82,20 @@ def recipe(
     """The recipe that arguments amount to; values that are None, and empty lists, are left to the defaults.
 
     ``variants``, ``settings`` and ``overrides`` are the keys of ``[variants]``, ``[export]`` and ``[source]``;
-    ``where`` is what messages call the arguments.
+    ``data`` names what ``[calibration]`` and ``[evaluation]`` read; ``where`` is what messages call the arguments.
     """
     lists = {key: list(names) for key, names in (variants or {}).items() if names}
-    data = {
+    sets = {role: {"data": str(spec)} for role, spec in (data or {}).items() if spec is not None}
+    sections = {
         "source": {"model": str(source), **_given(overrides)},
         "export": _given(settings),
         "variants": lists,
+        **sets,
+        "budget": {} if budget is None else {"limits": budget},
         "bundle": {} if output is None else {"output": str(output)},
         "report": {"enabled": report},
     }
-    return Recipe.from_data(data, where=where)
+    return Recipe.from_data(sections, where=where)
 
 
 def run(

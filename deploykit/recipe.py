@@ -8,6 +8,9 @@
                                                                              [report]
     [export]                          [targets.openvino]                     enabled = true
     opset = 20                        # that target's own Options
+                                                                             [budget]
+    [calibration]                     [evaluation]                           limits = "drift<=0.01"
+    data = "texts.txt"                data = "other.txt"                     workload = "batch"
 
 Only ``source.model`` is needed. Paths are relative to the recipe's file. Unknown sections, keys and names are refused
 with a message that names the file and the nearest valid spelling.
@@ -20,14 +23,17 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from deploykit import registry, settings
+from deploykit.budget import Budget
 from deploykit.errors import RecipeError, UnknownNameError, nearest
 from deploykit.sources import Options as SourceOptions
 
 Kind = Literal["targets", "precisions"]
+Section = TypeVar("Section", "CalibrationSection", "EvaluationSection")
 OPSETS = range(18, 24)
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,41 @@ class ExportSection:
 
 @dataclass(frozen=True)
 class VariantsSection:
-    """Which targets, at which precisions: one variant is made for each pair."""
+    """Which targets, at which precisions: one variant is made for each pair.
+
+    The precision ``auto`` makes all that a target has and keeps the one that measured fastest inside the budget.
+    """
 
     targets: tuple[str, ...] = ("onnxruntime",)
     precisions: tuple[str, ...] = ("fp32",)
+
+
+@dataclass(frozen=True)
+class CalibrationSection:
+    """Real inputs from which the ranges of a calibrated precision are taken; without ``data`` a builtin set is."""
+
+    data: str = ""
+    samples: int = 300
+
+
+@dataclass(frozen=True)
+class EvaluationSection:
+    """Inputs on which drift is measured; without ``data`` those of the calibration data that were not calibrated on."""
+
+    data: str = ""
+    samples: int = 512
+
+
+@dataclass(frozen=True)
+class BudgetSection:
+    """What a variant may lose and must gain (`deploykit.budget`), and the workload whose time decides."""
+
+    limits: str = ""
+    workload: Literal["batch", "single"] = "batch"
+
+    def parsed(self) -> Budget:
+        """The limits; none where there is no budget."""
+        return Budget.parse(self.limits) if self.limits.strip() else Budget(())
 
 
 @dataclass(frozen=True)
@@ -77,6 +114,9 @@ class Recipe:
     bundle: BundleSection
     export: ExportSection = ExportSection()
     variants: VariantsSection = VariantsSection()
+    calibration: CalibrationSection = CalibrationSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    budget: BudgetSection = BudgetSection()
     report: ReportSection = ReportSection()
     targets: Mapping[str, Any] = field(default_factory=dict)
     precisions: Mapping[str, Any] = field(default_factory=dict)
@@ -116,6 +156,9 @@ class Recipe:
             bundle=_bundle(tables.get("bundle", {}), source.model, where, base),
             export=_export(tables.get("export", {}), where),
             variants=_variants(tables.get("variants", {}), where),
+            calibration=_data(CalibrationSection, "calibration", tables.get("calibration", {}), where, base),
+            evaluation=_data(EvaluationSection, "evaluation", tables.get("evaluation", {}), where, base),
+            budget=_budget(tables.get("budget", {}), where),
             report=settings.read(ReportSection, tables.get("report", {}), f"{where}: [report]"),
             targets=_pieces("targets", tables.get("targets", {}), where),
             precisions=_pieces("precisions", tables.get("precisions", {}), where),
@@ -128,6 +171,9 @@ class Recipe:
             "source": {"model": self.source.model, **settings.plain(self.source.options)},
             "export": settings.plain(self.export),
             "variants": settings.plain(self.variants),
+            "calibration": settings.plain(self.calibration),
+            "evaluation": settings.plain(self.evaluation),
+            "budget": settings.plain(self.budget),
             "bundle": settings.plain(self.bundle),
             "report": settings.plain(self.report),
             **{kind: {n: settings.plain(o) for n, o in named.items()} for kind, named in kinds.items() if named},
@@ -191,6 +237,29 @@ def _export(data: Mapping[str, Any], where: str) -> ExportSection:
     return section
 
 
+def _data(cls: type[Section], name: str, data: Mapping[str, Any], where: str, base: Path | None) -> Section:
+    place = f"{where}: [{name}]"
+    section = settings.read(cls, data, place)
+    if section.samples < 1:
+        raise RecipeError(f"{place} samples is {section.samples}", hint="it counts inputs: give 1 or more")
+    return dataclasses.replace(section, data=_data_from_base(section.data, base))
+
+
+def _data_from_base(spec: str, base: Path | None) -> str:
+    """The data's spec with its path taken from the recipe's folder; ``builtin:NAME`` as it is."""
+    if not spec or spec.startswith("builtin:"):
+        return spec
+    path, mark, columns = (spec, "", "") if Path(spec).exists() else spec.partition("#")
+    located = Path(path).expanduser()
+    return f"{located if base is None else (base / located).resolve()}{mark}{columns}"
+
+
+def _budget(data: Mapping[str, Any], where: str) -> BudgetSection:
+    section = settings.read(BudgetSection, data, f"{where}: [budget]")
+    section.parsed()  # a fault is told now, not after minutes of work
+    return section
+
+
 def _variants(data: Mapping[str, Any], where: str) -> VariantsSection:
     place = f"{where}: [variants]"
     section = settings.read(VariantsSection, data, place)
@@ -200,7 +269,8 @@ def _variants(data: Mapping[str, Any], where: str) -> VariantsSection:
         if not names:
             raise RecipeError(f"{place} {kind} is empty", hint=f"name at least one: {', '.join(registry.names(kind))}")
         for name in names:
-            _check_name(kind, name, where)
+            if (kind, name) != ("precisions", AUTO):
+                _check_name(kind, name, where)
         chosen[kind] = names
     return VariantsSection(**chosen)
 

@@ -207,7 +207,7 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 def test_the_extras_of_the_readme_are_those_of_the_package() -> None:
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    table = set(re.findall(r"^\| `([a-z-]+)` \|", readme().split("## Extras")[1].split("\n## ")[0], flags=re.M))
+    table = set(re.findall(r"^\| `([a-z0-9-]+)` \|", readme().split("## Extras")[1].split("\n## ")[0], flags=re.M))
     assert table == extras
 
 

@@ -157,7 +157,7 @@ def test_the_bundle_is_named_after_the_model(model, output):
     assert str(default_output(model)) == output
 
 
-@pytest.mark.parametrize("name", ["quickstart.toml", "minilm.toml"])
+@pytest.mark.parametrize("name", ["quickstart.toml", "minilm.toml", "auto.toml"])
 def test_the_recipes_that_come_along_are_valid(name, pytestconfig):
     recipe = Recipe.from_toml(pytestconfig.rootpath / "recipes" / name)
     assert recipe.variants.targets == ("onnxruntime", "openvino")

@@ -42,7 +42,8 @@ class Contents:
 
     ``portable`` is the fp32 ONNX. ``variants`` pairs each variant with its files by their name in the bundle; none for
     a variant whose path is ``models/fp32.onnx``. ``files`` are the others by name: preprocessing, the self-test's
-    inputs and reference that ``selftest`` names, LICENSE. ``refused`` holds ``{"variant": …, "reason": …}``.
+    inputs and reference that ``selftest`` names, LICENSE. ``refused`` holds ``{"variant": …, "reason": …}``,
+    ``candidates`` a row for each variant that was measured.
     """
 
     card: Card
@@ -52,6 +53,7 @@ class Contents:
     selftest: SelfTest
     default: str = ""
     refused: Sequence[Mapping[str, Any]] = ()
+    candidates: Sequence[Mapping[str, Any]] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -160,6 +162,7 @@ def _fill(folder: Path, contents: Contents) -> None:
         files={},
         default=contents.default,
         refused=tuple(dict(entry) for entry in contents.refused),
+        candidates=tuple(dict(entry) for entry in contents.candidates),
         provenance=dict(contents.provenance),
     )
     text = model_card.render(replace(manifest, files=listed))

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from deploykit.cli import bundle, doctor, embed, export, inspect, names, run
+from deploykit.cli import bundle, doctor, drift, embed, export, inspect, names, run
 
 app = typer.Typer(
     name="deploykit",
     help="Bring a trained encoder into production: export it, prove it on each engine, run it without torch.",
-    epilog="Exit codes: 0 done; 1 a check failed; 2 wrong usage or input; 4 something is missing here.",
+    epilog="Exit codes: 0 done; 1 a check failed; 2 wrong usage or input; 3 undecided; 4 something is missing here.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("export")(export.export)
 app.command("run")(run.run)
 app.command("embed")(embed.embed)
+app.command("drift")(drift.drift)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("list")(names.list_names)

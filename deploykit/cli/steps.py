@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -50,10 +51,15 @@ def show_plan(recipe: Recipe, json: bool) -> None:
 def carry_out(recipe: Recipe, until: str | None, json: bool) -> None:
     """Run the recipe, tell of its steps, and print the outcome. Ends with 1 or 4 when a variant was refused."""
     from deploykit import api
+    from deploykit.pipeline.decide import BudgetError
 
     say_recipe(recipe)
-    with console.Progress() as progress:
-        outcome = api.run(recipe, until=until, on_event=lambda event: _tell(event, progress))
+    try:
+        with console.Progress() as progress:
+            outcome = api.run(recipe, until=until, on_event=lambda event: _tell(event, progress))
+    except BudgetError as error:
+        console.say(_candidates(error.rows))
+        raise
     if json:
         console.print_json(_as_data(outcome, recipe))
     else:
@@ -79,11 +85,21 @@ def _as_data(outcome: Outcome, recipe: Recipe) -> dict[str, Any]:
         "report": outcome.report,
         "variants": list(outcome.variants),
         "refused": list(outcome.refused),
+        "candidates": list(outcome.candidates),
         "notes": list(outcome.notes),
         "unchanged": outcome.unchanged,
         "seconds": round(outcome.seconds, 2),
         "recipe": recipe.to_data(),
     }
+
+
+def _candidates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of what was measured; empty where everything was taken."""
+    from deploykit.report import terminal
+    from deploykit.report.model import candidate_rows
+
+    found = candidate_rows(rows)
+    return terminal.candidates(found) if found else ""
 
 
 def _print(outcome: Outcome) -> None:
@@ -96,6 +112,9 @@ def _print(outcome: Outcome) -> None:
     if outcome.bundle is None:
         typer.echo(f"stopped as asked after {outcome.seconds:.1f} s; the finished steps are in the store")
         return
+    table = _candidates(outcome.candidates)
+    if table:
+        typer.echo(table)
     if outcome.unchanged:
         typer.echo("nothing to do: every step is in the store and the bundle is up to date")
     names = ", ".join(str(variant["name"]) for variant in outcome.variants)

@@ -11,7 +11,8 @@
     tensors.npz                ready tensors by input name, the first axis counts the inputs
     builtin:NAME               sentences, images, tones
 
-Columns are named after a ``#``: ``rows.csv#text=body,label=topic``, or in short ``rows.csv#body``.
+Columns are named after a ``#``: ``rows.csv#text=body,label=topic``, or in short ``rows.csv#body``. Scored pairs
+name two: ``rows.tsv#a=6,b=7,score=5``.
 """
 
 from __future__ import annotations
@@ -36,15 +37,26 @@ class Dataset:
 
     A text is a ``str``; an image a `Path`, encoded ``bytes`` or uint8 [height, width, 3]; a waveform a `Path`, encoded
     ``bytes`` or float32 [samples]; a tensor input a dict of arrays without the batch axis. ``labels`` are as many.
+    ``pairs`` are (place, place, score): how alike people found two of the inputs.
     """
 
     name: str
     modality: Modality
     inputs: Sequence[Any]
     labels: Sequence[Any] | None = None
+    pairs: Sequence[tuple[int, int, float]] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def subset(self, places: Sequence[int]) -> Dataset:
+        """The inputs at ``places`` with their labels; scored pairs stay where both of their inputs do."""
+        new = {place: i for i, place in enumerate(places)}
+        labels = None if self.labels is None else [self.labels[place] for place in places]
+        pairs = None
+        if self.pairs is not None:
+            pairs = [(new[a], new[b], score) for a, b, score in self.pairs if a in new and b in new]
+        return Dataset(self.name, self.modality, [self.inputs[place] for place in places], labels, pairs)
 
 
 def read(spec: str | Path) -> Dataset:
@@ -54,7 +66,7 @@ def read(spec: str | Path) -> Dataset:
         from deploykit.data import builtin
 
         return builtin.read(text.removeprefix("builtin:"))
-    path, columns = _split(text)
+    path, columns = split(text)
     if path.is_dir():
         from deploykit.data import folders
 
@@ -87,7 +99,7 @@ def _read_file(path: Path, columns: dict[str, str]) -> Dataset:
     raise InputError(f"'{path.name}' is of no kind that can be read", hint=f"readable: {', '.join(SUFFIXES)}, a folder")
 
 
-def _split(spec: str) -> tuple[Path, dict[str, str]]:
+def split(spec: str) -> tuple[Path, dict[str, str]]:
     """The path, and the columns named after the last ``#`` (unless a file really is called that)."""
     if Path(spec).exists() or "#" not in spec:
         return Path(spec).expanduser(), {}

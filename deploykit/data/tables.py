@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,22 @@ ROLES: dict[str, tuple[Modality, tuple[str, ...]]] = {
     "audio": ("audio", ("audio", "wav", "waveform", "speech")),
 }
 LABELS = ("label", "labels", "class", "target")
+PAIR = ("a", "b", "score")
 Columns = Mapping[str, Sequence[Any]]
 
 
 def read(path: Path, columns: Mapping[str, str]) -> Dataset:
-    """One column of a table as inputs, another as labels where it has one.
+    """One column of a table as inputs, another as labels where it has one; or two columns as scored pairs.
 
-    ``columns`` maps a role (``text``, ``image``, ``audio``, ``label``, or ``input``: find out which) to a column.
+    ``columns`` maps a role (``text``, ``image``, ``audio``, ``label``, or ``input``: find out which) to a column; or
+    ``a``, ``b`` and ``score``, all three.
     """
     for role in columns:
-        if role not in (*ROLES, "label", "input"):
-            raise InputError(f"'{role}' is no role of a column", hint=nearest(role, [*ROLES, "label"]))
+        if role not in (*ROLES, *PAIR, "label", "input"):
+            raise InputError(f"'{role}' is no role of a column", hint=nearest(role, [*ROLES, "label", *PAIR]))
     table = _load(path, columns)
+    if set(columns) & set(PAIR):
+        return _read_pairs(path, table, columns)
     modality, column = _input_column(path, table, columns)
     values = table[column]
     if not values:
@@ -39,6 +44,37 @@ def read(path: Path, columns: Mapping[str, str]) -> Dataset:
         _column(path, table, name)
     inputs = [_value(v, modality, path, column, row) for row, v in enumerate(values, start=1)]
     return Dataset(path.name, modality, inputs, list(table[name]) if name else None)
+
+
+def _read_pairs(path: Path, table: Columns, columns: Mapping[str, str]) -> Dataset:
+    """Two columns and the score of each row; an input that stands in several rows is kept once."""
+    missing = [role for role in PAIR if role not in columns]
+    others = sorted(set(columns) - set(PAIR))
+    if missing or others:
+        fact = f"the pairs of '{path.name}' lack '{missing[0]}'" if missing else f"scored pairs take no '{others[0]}'"
+        raise InputError(fact, hint=f"write {path.name}#a=COLUMN,b=COLUMN,score=COLUMN")
+    first, second, scores = (_column(path, table, columns[role]) for role in PAIR)
+    modality = _modality(first, table[first])
+    places: dict[Any, int] = {}
+    pairs = []
+    for row, (a, b, score) in enumerate(zip(table[first], table[second], table[scores], strict=True), start=1):
+        ends = [_value(v, modality, path, c, row) for v, c in ((a, first), (b, second))]
+        i, j = (places.setdefault(value, len(places)) for value in ends)
+        pairs.append((i, j, _score(score, path, scores, row)))
+    if not pairs:
+        raise InputError(f"'{path.name}' has no rows", hint="give a table with at least one row")
+    return Dataset(path.name, modality, list(places), None, pairs)
+
+
+def _score(value: Any, path: Path, column: str, row: int) -> float:
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        fact = f"'{path.name}' row {row}: column '{column}' holds no number but {value!r}"
+        raise InputError(fact, hint="fill it in; columns of a table without a header are numbered from 1")
+    return score
 
 
 def _load(path: Path, columns: Mapping[str, str]) -> Columns:

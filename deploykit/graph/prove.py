@@ -79,26 +79,27 @@ def make_cases(source: Source, reference: Callable[[Feeds], np.ndarray]) -> list
     return cases
 
 
-def write_cases(cases: Sequence[Case], folder: Path) -> None:
-    """Write ``proof.npz`` and ``proof.json`` into ``folder``."""
+def write_cases(cases: Sequence[Case], folder: Path, name: str = "proof") -> None:
+    """Write ``NAME.npz`` and ``NAME.json`` into ``folder``."""
     arrays = {f"{i}.reference": case.reference for i, case in enumerate(cases)}
     arrays |= {f"{i}.feeds.{name}": array for i, case in enumerate(cases) for name, array in case.feeds.items()}
-    np.savez(folder / "proof.npz", allow_pickle=False, **arrays)
-    (folder / "proof.json").write_text(json.dumps([case.at for case in cases]), encoding="utf-8")
+    np.savez(folder / f"{name}.npz", allow_pickle=False, **arrays)
+    (folder / f"{name}.json").write_text(json.dumps([case.at for case in cases]), encoding="utf-8")
 
 
-def read_cases(folder: Path) -> list[Case]:
+def read_cases(folder: Path, name: str = "proof") -> list[Case]:
     """Read what `write_cases` wrote."""
-    points = json.loads((folder / "proof.json").read_text(encoding="utf-8"))
-    with np.load(folder / "proof.npz", allow_pickle=False) as arrays:
-        return [
-            Case(
-                at,
-                {name.split(".", 2)[2]: arrays[name] for name in arrays.files if name.startswith(f"{i}.feeds.")},
-                arrays[f"{i}.reference"],
-            )
-            for i, at in enumerate(points)
-        ]
+    points = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    feeds: list[dict[str, np.ndarray]] = [{} for _ in points]
+    references: dict[int, np.ndarray] = {}
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+        for key in arrays.files:
+            place, kind, *tensor = key.split(".", 2)
+            if kind == "feeds":
+                feeds[int(place)][tensor[0]] = arrays[key]
+            else:
+                references[int(place)] = arrays[key]
+    return [Case(at, feeds[i], references[i]) for i, at in enumerate(points)]
 
 
 def score(case: Case, got: np.ndarray) -> Score:

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploykit import registry, sources
+from deploykit import registry, settings, sources
 from deploykit.graph import prove
-from deploykit.pipeline import selftest_data
-from deploykit.runtime.manifest import Card, from_json, to_json
+from deploykit.pipeline import selftest_data, variants
+from deploykit.pipeline.samples import CALIBRATION
+from deploykit.pipeline.variants import Spec, artifact_of, read_card, target_of
+from deploykit.precisions import Task
+from deploykit.runtime.manifest import to_json
 
 Options = Mapping[str, Any]
 Inputs = Mapping[str, Path]
@@ -39,59 +42,59 @@ def export(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     return {"exporter": exported.exporter, "proof": exported.proof, "notes": list(exported.notes)}
 
 
+def samples(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Choose and preprocess what variants are calibrated on and judged by; the portable model gives the reference."""
+    from deploykit.pipeline import samples as sets
+    from deploykit.runtime.engines import EngineOptions, open_engine
+
+    card = read_card(inputs["export"])
+    engine = open_engine("onnxruntime", inputs["export"] / "model.onnx", card, {}, EngineOptions())
+    try:
+        output = card.embedding.output
+        return sets.write(options, card, inputs["export"], lambda feeds: engine.run(feeds)[output], out)
+    finally:
+        engine.close()
+
+
 def lower(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Bring the portable model to a precision; ``unchanged`` in the metadata where the graph stays as it is."""
     module = registry.module("precisions", options["precision"])
-    facts: dict[str, Any] = module.lower(inputs["export"] / "model.onnx", module.Options(**options["options"]), out)
+    facts: dict[str, Any] = module.lower(
+        _task(options["form"], inputs), settings.read(module.Options, options["options"], options["precision"]), out
+    )
     return facts
 
 
 def compile_variant(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Compile the lowered model for a target."""
-    precision = options["precision"]
-    lowered = inputs[f"lower:{precision}"] / "model.onnx"
-    model = lowered if lowered.exists() else inputs["export"] / "model.onnx"
-    module = registry.module("targets", options["target"])
-    compiled = module.compile(model, read_card(inputs["export"]), precision, module.Options(**options["options"]), out)
-    return {
-        "path": compiled.path,
-        "settings": dict(compiled.settings),
-        "requires": dict(compiled.requires),
-        "notes": list(compiled.notes),
-    }
+    lowered = inputs[options["lower"]]
+    facts = json.loads((lowered / "artifact.json").read_text(encoding="utf-8"))["metadata"]
+    return variants.compile_model(_spec(options), variants.model_file(lowered, inputs["export"]), facts, inputs, out)
 
 
 def verify(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
-    """Prove one variant on the engine that runs it, and audit what really runs."""
-    from deploykit.runtime.engines import EngineOptions, open_engine
+    """Prove one variant on the engine that runs it, measure its drift, and audit what really runs."""
+    spec = _spec(options)
+    artifact, engine_settings = artifact_of(spec.name, inputs)
+    requires = variants.compiled_facts(spec.name, inputs).get("requires", {})
+    return variants.verify(spec, artifact, engine_settings, requires, inputs)
 
-    target, precision = options["target"], options["precision"]
-    name = f"{target}-{precision}"
-    card = read_card(inputs["export"])
-    artifact, settings = artifact_of(name, inputs)
-    engine = open_engine(target, artifact, card, settings, EngineOptions())
-    try:
-        cases = prove.read_cases(inputs["export"])
-        tolerance = registry.module("precisions", precision).TOLERANCE
-        output = card.embedding.output
-        proof = prove.prove(cases, lambda feeds: engine.run(feeds)[output], tolerance, name)
-        # Many batches in flight take another way through the engine, which has to be proven as well.
-        many = iter(engine.run_many([case.feeds for case in cases]))
-        prove.prove(cases, lambda feeds: next(many)[output], tolerance, f"{name}, with several batches in flight,")
-        effective = dict(engine.effective)
-    finally:
-        engine.close()
-    audit = registry.module("targets", target).audit(artifact, card, settings)
-    return {"proof": proof, "audit": audit, "effective": effective}
+
+def search(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Find the products that have to go back to float, so that the variant is inside the budget."""
+    from deploykit.pipeline import partial
+
+    return partial.search(options, inputs, out)
 
 
 def measure(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Latency of every variant that passed, interleaved in this one process."""
     from deploykit.measure import latency
 
-    names = [name for name in options["variants"] if f"verify:{name}" in inputs]
     card = read_card(inputs["export"])
-    loaded = [latency.Subject(name, name.rpartition("-")[0], *artifact_of(name, inputs)) for name in names]
+    loaded = [
+        latency.Subject(name, target_of(name, inputs), *artifact_of(name, inputs)) for name in options["variants"]
+    ]
     feeds = selftest_data.latency_feeds(card, inputs["export"])
     return {"latency": latency.compare(loaded, card, feeds)}
 
@@ -106,14 +109,13 @@ def selftest(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     return {"variants": [asdict(result) for result in run_selftest(Bundle.open(Path(options["bundle"])))]}
 
 
-def read_card(export_folder: Path) -> Card:
-    """The encoder card that the export step wrote."""
-    return from_json(Card, json.loads((export_folder / "card.json").read_text(encoding="utf-8")), "card.json")
+def _spec(options: Options) -> Spec:
+    return Spec(options["name"], options["target"], options["precision"], options["options"])
 
 
-def artifact_of(name: str, inputs: Inputs) -> tuple[Path, dict[str, Any]]:
-    """The file to load for a variant, and its engine settings."""
-    folder = inputs[f"compile:{name}"]
-    metadata = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["metadata"]
-    path = folder / metadata["path"] if metadata["path"] else inputs["export"] / "model.onnx"
-    return path, metadata["settings"]
+def _task(form: str, inputs: Inputs) -> Task:
+    """What a precision is given; calibration batches where the step reads samples."""
+    calibration: list[prove.Feeds] = []
+    if "samples" in inputs:
+        calibration = [case.feeds for case in prove.read_cases(inputs["samples"], CALIBRATION)]
+    return Task(inputs["export"] / "model.onnx", read_card(inputs["export"]), form, calibration)

@@ -14,11 +14,12 @@ from deploykit.bundle.write import REFERENCE, Contents, check_output, write_bund
 from deploykit.errors import BundleError, SelfTestError
 from deploykit.measure import fingerprint
 from deploykit.pipeline import selftest_data
-from deploykit.pipeline.actions import read_card
 from deploykit.pipeline.child import Request, run_in_child
+from deploykit.pipeline.decide import Decided
 from deploykit.pipeline.plan import Plan
 from deploykit.pipeline.step import code_digest
 from deploykit.pipeline.store import Artifact, Store
+from deploykit.pipeline.variants import read_card
 from deploykit.runtime.bundle import PORTABLE_PATH, Bundle
 from deploykit.runtime.manifest import Manifest, SelfTest, Variant, to_json
 
@@ -39,26 +40,24 @@ class Assembled:
         return tuple(to_json(variant) for variant in self.manifest.variants)
 
 
-def bundle(
-    plan: Plan, artifacts: Mapping[str, Artifact], refused: Sequence[Mapping[str, Any]], output: Path, store: Store
-) -> Assembled:
+def bundle(plan: Plan, decided: Decided, output: Path, store: Store) -> Assembled:
     """Write the bundle at ``output``, tested from the outside, before it takes the place of the one that is there.
 
     Raises `SelfTestError` when a variant does not give its vectors through the whole encoder; nothing is written then.
     """
     check_output(output)
-    build = _build_digest(artifacts, refused)
+    build = _build_digest(decided)
     standing = _standing(output)
     if standing is not None and standing.manifest.provenance.get("build") == build:
         return Assembled(standing.manifest, written=False)
-    contents = _contents(plan, artifacts, refused, build)
+    contents = _contents(plan, decided, build)
     written = write_bundle(output, contents, check=lambda folder: _selftest(folder, store))
     return Assembled(written.manifest, written=True)
 
 
-def _build_digest(artifacts: Mapping[str, Artifact], refused: Sequence[Mapping[str, Any]]) -> str:
-    facts = {name: artifact.digest for name, artifact in artifacts.items()}
-    reasons = [(item["variant"], item["reason"]) for item in refused]
+def _build_digest(decided: Decided) -> str:
+    facts = {name: artifact.digest for name, artifact in decided.artifacts.items()}
+    reasons = [(item["variant"], item["reason"]) for item in (*decided.refused, *decided.candidates)]
     return hashlib.sha256(json.dumps([facts, reasons, code_digest()], sort_keys=True).encode()).hexdigest()
 
 
@@ -72,9 +71,8 @@ def _standing(output: Path) -> Bundle | None:
     return found
 
 
-def _contents(
-    plan: Plan, artifacts: Mapping[str, Artifact], refused: Sequence[Mapping[str, Any]], build: str
-) -> Contents:
+def _contents(plan: Plan, decided: Decided, build: str) -> Contents:
+    artifacts = decided.artifacts
     exported = artifacts["export"]
     card = read_card(exported.path)
     measured = artifacts["measure"].metadata["latency"] if "measure" in artifacts else {}
@@ -87,42 +85,55 @@ def _contents(
         variants=variants,
         files=_bundle_files(exported.path),
         selftest=SelfTest(selftest_data.inputs_name(card), REFERENCE, bounds),
-        default=_fastest(measured),
-        refused=[dict(item) for item in refused],
+        default=_fastest({name: measured[name] for name in passed if name in measured}),
+        refused=decided.refused,
+        candidates=decided.candidates,
         provenance={
             "build": build,
             "source": {"model": plan.recipe.source.model, "kind": plan.identity.kind, "digest": plan.identity.digest},
             "export": {key: exported.metadata[key] for key in ("exporter", "proof", "notes")},
+            **_samples_facts(artifacts),
             "machine": fingerprint.machine(),
             "software": fingerprint.software(),
         },
     )
 
 
+def _samples_facts(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What was calibrated on and judged by, and what a search for a partial variant tried."""
+    facts = {"samples": artifacts["samples"].metadata} if "samples" in artifacts else {}
+    searched = {name: item.metadata for name, item in artifacts.items() if name.startswith("search:")}
+    return facts | ({"search": searched} if searched else {})
+
+
 def _variant(
     name: str, artifacts: Mapping[str, Artifact], latency: Mapping[str, Any]
 ) -> tuple[Variant, dict[str, Path]]:
     """The manifest's entry of one variant, and its files by their name in the bundle."""
-    target, _, precision = name.rpartition("-")
     compiled, verified = artifacts[f"compile:{name}"], artifacts[f"verify:{name}"]
     path = compiled.metadata["path"]
     files = {f"models/{name}{_tail(p.name, path)}": p for p in compiled.path.iterdir() if p.name != "artifact.json"}
     variant = Variant(
         name=name,
-        target=target,
-        precision=precision,
+        target=compiled.metadata["target"],
+        precision=compiled.metadata["precision"],
         path=f"models/{name}{_tail(path, path)}" if path else PORTABLE_PATH,
         settings=dict(compiled.metadata["settings"]),
         requires=dict(compiled.metadata["requires"]),
         proof=dict(verified.metadata["proof"]),
-        audit={
-            **verified.metadata["audit"],
-            "effective": verified.metadata["effective"],
-            "notes": compiled.metadata["notes"],
-        },
+        drift=dict(verified.metadata["drift"]),
+        lowered=dict(compiled.metadata["lowered"]),
+        audit=_audit(verified.metadata, compiled.metadata["notes"]),
         latency=dict(latency),
     )
     return variant, files if path else {}
+
+
+def _audit(verified: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    """What really runs. The engine says what it was set to; where the audit knows what it computes in, that holds."""
+    found = verified["audit"]
+    known = {"precision": found["effective"]} if "effective" in found else {}
+    return {**found, "effective": {**verified["effective"], **known}, "notes": list(notes)}
 
 
 def _tail(name: str, path: str) -> str:

@@ -1,16 +1,24 @@
-"""From a recipe to the steps that carry it out; nothing is loaded or computed here but digests of files."""
+"""From a recipe to the steps that carry it out; nothing is loaded or computed here but digests of files.
+
+Most steps are known from the recipe alone. What a budget may ask for in addition (an int8 variant with some products
+left in float) is known only after full int8 was verified: the step ``search:NAME`` decides it, and `follow_up` gives
+the steps that make it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import ModuleType
 from typing import Any
 
 from deploykit import registry, sources
+from deploykit.data import digests
 from deploykit.errors import RecipeError
 from deploykit.measure import fingerprint
+from deploykit.pipeline.choose import DRIFT_TERMS, MEASURED, REFERENCE_PRECISION
 from deploykit.pipeline.step import Step
-from deploykit.recipe import Recipe
+from deploykit.recipe import AUTO, Recipe
 from deploykit.sources import Identity
 
 _ACTIONS = "deploykit.pipeline.actions"
@@ -26,6 +34,22 @@ _EXPORT_PACKAGES = (
     "numpy",
 )
 _ENGINE_PACKAGES = ("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+_LOWER_PACKAGES = (*_ENGINE_PACKAGES, "onnx-ir", "nncf")
+_SAMPLE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "pillow", "soundfile", "numpy")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One variant to build. ``keep`` names the products that a search put back to float; ``suffix`` tells it apart."""
+
+    target: str
+    precision: str
+    keep: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``openvino-int8``, or ``openvino-int8-partial`` where products were put back."""
+        return f"{self.target}-{self.precision}" + ("-partial" if self.keep else "")
 
 
 @dataclass(frozen=True)
@@ -44,30 +68,79 @@ class Plan:
 
 def plan(recipe: Recipe) -> Plan:
     """Decide the steps. Raises `SourceError` for a model that is not there, `RecipeError` for an impossible choice."""
+    _refuse_unmeasured(recipe)
     identity = sources.resolve(recipe.source.model, recipe.source.options)
-    pairs, notes = _pairs(recipe)
+    wanted, notes = _wanted(recipe)
     steps = [_export_step(recipe, identity)]
-    lowered = {precision for _, precision in pairs}
-    steps += [_lower_step(recipe, precision) for precision in sorted(lowered)]
-    for target, precision in pairs:
-        steps += _variant_steps(recipe, target, precision)
-    steps.append(_measure_step(recipe, [f"{target}-{precision}" for target, precision in pairs]))
+    if _needs_samples(recipe, wanted):
+        steps.append(_samples_step(recipe))
+    sampled = len(steps) > 1
+    steps += {step.name: step for step in (_lower_step(recipe, variant) for variant in wanted)}.values()
+    for variant in wanted:
+        steps += _variant_steps(recipe, variant, sampled)
+    steps += [_search_step(recipe, variant) for variant in wanted if _is_searched(recipe, variant)]
+    steps.append(_measure_step(recipe, wanted))
     return Plan(recipe, identity, tuple(steps), tuple(notes))
 
 
-def _pairs(recipe: Recipe) -> tuple[list[tuple[str, str]], list[str]]:
-    """The (target, precision) pairs that exist, and a note for each that was asked for and does not."""
+def follow_up(recipe: Recipe, step: Step, metadata: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The steps that the outcome of ``step`` asks for: those of a partial variant, after a search that found one."""
+    if step.kind != "search" or not metadata.get("keep"):
+        return ()
+    variant = Wanted(step.options["target"], step.options["precision"], tuple(metadata["keep"]))
+    return (_lower_step(recipe, variant), *_variant_steps(recipe, variant, sampled=True))
+
+
+def measuring(step: Step, names: Sequence[str]) -> Step:
+    """The measure step for the variants that passed."""
+    parents = ("export", *(f"{kind}:{name}" for name in names for kind in ("compile", "verify")))
+    return replace(step, options={"variants": list(names)}, parents=parents)
+
+
+def _wanted(recipe: Recipe) -> tuple[list[Wanted], list[str]]:
+    """The variants that exist of those asked for, and a note for each that does not.
+
+    ``auto`` stands for everything that a target has; a budget needs fp32 to be held against.
+    """
     supported = {target: registry.module("targets", target).PRECISIONS for target in recipe.variants.targets}
-    pairs, notes = [], []
-    for precision in dict.fromkeys(recipe.variants.precisions):
+    asked = list(recipe.variants.precisions)
+    names = [name for name in asked if name != AUTO]
+    found, notes = [], []
+    for precision in names:
         registry.module("precisions", precision)
         able = [target for target in supported if precision in supported[target]]
         if not able:
             have = "; ".join(f"{target} has {', '.join(names)}" for target, names in supported.items())
             raise RecipeError(f"no chosen target has the precision '{precision}'", hint=have)
-        pairs += [(target, precision) for target in able]
+        found += [Wanted(target, precision) for target in able]
         notes += [f"{target} has no {precision}: not built" for target in supported if target not in able]
-    return sorted(pairs, key=lambda pair: list(supported).index(pair[0])), notes
+    everything = [Wanted(target, precision) for target in supported for precision in supported[target]]
+    if AUTO in asked:
+        found += everything
+    elif recipe.budget.limits:
+        found += [variant for variant in everything if variant.precision == REFERENCE_PRECISION]
+    return sorted(dict.fromkeys(found), key=lambda variant: list(supported).index(variant.target)), notes
+
+
+def _refuse_unmeasured(recipe: Recipe) -> None:
+    for limit in recipe.budget.parsed().limits:
+        if limit.term not in MEASURED:
+            raise RecipeError(
+                f"the budget limits '{limit.term}', which an export does not measure",
+                hint=f"it measures {', '.join(MEASURED)}",
+            )
+
+
+def _needs_samples(recipe: Recipe, wanted: Sequence[Wanted]) -> bool:
+    """fp32 that is only proven needs no data; everything else is calibrated on some or judged by some."""
+    given = recipe.calibration.data or recipe.evaluation.data or recipe.budget.limits
+    return bool(given) or any(variant.precision != REFERENCE_PRECISION for variant in wanted)
+
+
+def _is_searched(recipe: Recipe, variant: Wanted) -> bool:
+    """A precision that can leave products in float, under a budget for drift: where all break it, some may not."""
+    limited = any(limit.term in DRIFT_TERMS for limit in recipe.budget.parsed().limits)
+    return limited and "keep" in {f.name for f in fields(registry.module("precisions", variant.precision).Options)}
 
 
 def _export_step(recipe: Recipe, identity: Identity) -> Step:
@@ -89,35 +162,76 @@ def _export_step(recipe: Recipe, identity: Identity) -> Step:
     )
 
 
-def _lower_step(recipe: Recipe, precision: str) -> Step:
+def _samples_step(recipe: Recipe) -> Step:
+    specs = {"calibration": recipe.calibration.data, "evaluation": recipe.evaluation.data}
     return Step(
-        name=f"lower:{precision}",
-        action=f"{_ACTIONS}:lower",
-        options={"precision": precision, "options": plain(recipe.precisions.get(precision))},
+        name="samples",
+        action=f"{_ACTIONS}:samples",
+        options={
+            **specs,
+            "calibration_samples": recipe.calibration.samples,
+            "evaluation_samples": recipe.evaluation.samples,
+            "digests": {role: digests.of(spec) for role, spec in specs.items() if spec},
+        },
         parents=("export",),
-        packages=("onnx", "numpy"),
+        packages=_SAMPLE_PACKAGES,
+        timeout_s=recipe.export.timeout_s,
+        facts={role: spec for role, spec in specs.items() if spec},
+    )
+
+
+def _lower_step(recipe: Recipe, variant: Wanted) -> Step:
+    module = registry.module("precisions", variant.precision)
+    options = _resolved(module, recipe.options("precisions", variant.precision))
+    if variant.keep:
+        options = replace(options, keep=tuple(dict.fromkeys((*options.keep, *variant.keep))))
+    return Step(
+        name=_lower_name(variant),
+        action=f"{_ACTIONS}:lower",
+        options={"precision": variant.precision, "form": _form(variant), "options": plain(options)},
+        parents=("export", "samples") if module.CALIBRATED else ("export",),
+        packages=_LOWER_PACKAGES,
         timeout_s=recipe.export.timeout_s,
         required=False,
     )
 
 
-def _variant_steps(recipe: Recipe, target: str, precision: str) -> Sequence[Step]:
-    variant = {"target": target, "precision": precision, "options": plain(recipe.targets.get(target))}
-    name = f"{target}-{precision}"
+def _lower_name(variant: Wanted) -> str:
+    form = _form(variant)
+    return f"lower:{variant.precision}" + (f"@{form}" if form else "") + ("+partial" if variant.keep else "")
+
+
+def _form(variant: Wanted) -> str:
+    return str(registry.module("precisions", variant.precision).FORMS.get(variant.target, ""))
+
+
+def _resolved(module: ModuleType, options: Any) -> Any:
+    """Options with what this machine has in the place of ``auto``, where the precision asks for that."""
+    return module.resolve(options) if hasattr(module, "resolve") else options
+
+
+def _variant_steps(recipe: Recipe, variant: Wanted, sampled: bool) -> Sequence[Step]:
+    options = {
+        "name": variant.name,
+        "target": variant.target,
+        "precision": variant.precision,
+        "lower": _lower_name(variant),
+        "options": plain(recipe.targets.get(variant.target)),
+    }
     compile_step = Step(
-        name=f"compile:{name}",
+        name=f"compile:{variant.name}",
         action=f"{_ACTIONS}:compile_variant",
-        options=variant,
-        parents=("export", f"lower:{precision}"),
+        options=options,
+        parents=("export", _lower_name(variant)),
         packages=_ENGINE_PACKAGES,
         timeout_s=recipe.export.timeout_s,
         required=False,
     )
     verify_step = Step(
-        name=f"verify:{name}",
+        name=f"verify:{variant.name}",
         action=f"{_ACTIONS}:verify",
-        options=variant,
-        parents=("export", f"compile:{name}"),
+        options=options,
+        parents=("export", *(("samples",) if sampled else ()), f"compile:{variant.name}"),
         packages=_ENGINE_PACKAGES,
         hardware=fingerprint.machine()["id"],
         timeout_s=recipe.export.timeout_s,
@@ -126,18 +240,40 @@ def _variant_steps(recipe: Recipe, target: str, precision: str) -> Sequence[Step
     return compile_step, verify_step
 
 
-def _measure_step(recipe: Recipe, names: Sequence[str]) -> Step:
-    variants = [f"{kind}:{name}" for name in names for kind in ("compile", "verify")]
+def _search_step(recipe: Recipe, variant: Wanted) -> Step:
+    module = registry.module("precisions", variant.precision)
     return Step(
+        name=f"search:{variant.name}",
+        action=f"{_ACTIONS}:search",
+        options={
+            "name": variant.name,
+            "target": variant.target,
+            "precision": variant.precision,
+            "form": _form(variant),
+            "options": plain(_resolved(module, recipe.options("precisions", variant.precision))),
+            "target_options": plain(recipe.targets.get(variant.target)),
+            "budget": str(recipe.budget.parsed()),
+            "workload": recipe.budget.workload,
+        },
+        parents=("export", "samples", f"compile:{variant.name}", f"verify:{variant.name}"),
+        packages=_LOWER_PACKAGES,
+        hardware=fingerprint.machine()["id"],
+        timeout_s=recipe.export.timeout_s,
+        required=False,
+    )
+
+
+def _measure_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:
+    step = Step(
         name="measure",
         action=f"{_ACTIONS}:measure",
-        options={"variants": list(names)},
-        parents=("export", *variants),
+        options={},
         packages=_ENGINE_PACKAGES,
         hardware=fingerprint.machine()["id"],
         timeout_s=recipe.export.timeout_s,
         required=False,
     )
+    return measuring(step, [variant.name for variant in wanted])
 
 
 def plain(options: Any) -> dict[str, Any]:

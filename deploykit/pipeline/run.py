@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ from deploykit.bundle.write import check_output
 from deploykit.errors import DeploykitError, RecipeError, nearest
 from deploykit.pipeline import assemble
 from deploykit.pipeline.child import Request, reproduce_command, run_in_child
-from deploykit.pipeline.plan import Plan
+from deploykit.pipeline.decide import decide
+from deploykit.pipeline.plan import Plan, follow_up, measuring
 from deploykit.pipeline.step import Step
 from deploykit.pipeline.store import Artifact, Store, disk_errors
 
@@ -35,7 +37,8 @@ class Event:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind. ``refused`` holds the variants that did not pass, with reason and reproduce command.
+    """What a run left behind. ``refused`` holds the variants that did not pass, with reason and reproduce command;
+    ``candidates`` all that were measured, with figures, and why each was taken or not.
 
     ``unchanged`` is True when nothing had to be done: every artefact was in the store and the bundle in its place.
     """
@@ -44,6 +47,7 @@ class Outcome:
     report: Path | None = None
     variants: tuple[dict[str, Any], ...] = ()
     refused: tuple[dict[str, Any], ...] = ()
+    candidates: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     unchanged: bool = False
     seconds: float = 0.0
@@ -77,8 +81,7 @@ def run(
     check_output(output)  # before minutes of work, not after
     state = _State()
     with disk_errors(f"the store at '{store.root}'"), store.lock(_lock_name(output), wait=False, what=str(output)):
-        for step in steps:
-            _carry_out(step, store, state, on_event)
+        _carry_out_all(plan, steps, store, state, on_event)
         if until is not None and until not in FINAL_STEPS:
             refused = tuple(state.failures.values())
             return Outcome(refused=refused, notes=plan.notes, seconds=time.perf_counter() - started)
@@ -111,6 +114,20 @@ def _until(plan: Plan, until: str | None) -> tuple[Step, ...]:
     return plan.steps[: matching[-1] + 1]
 
 
+def _carry_out_all(
+    plan: Plan, steps: Sequence[Step], store: Store, state: _State, on_event: Callable[[Event], None]
+) -> None:
+    """Every step in order, and what the outcome of one asks for directly behind it."""
+    waiting = deque(steps)
+    while waiting:
+        step = waiting.popleft()
+        if step.kind == "measure":
+            step = measuring(step, [name.partition(":")[2] for name in state.artifacts if name.startswith("verify:")])
+        _carry_out(step, store, state, on_event)
+        if step.name in state.artifacts:
+            waiting.extendleft(reversed(follow_up(plan.recipe, step, state.artifacts[step.name].metadata)))
+
+
 def _carry_out(step: Step, store: Store, state: _State, on_event: Callable[[Event], None]) -> None:
     """Take the step's artefact from the store or make it; a failure of an optional step is kept in ``state``."""
     parents = _parents(step, state)
@@ -140,12 +157,10 @@ def _carry_out(step: Step, store: Store, state: _State, on_event: Callable[[Even
 
 
 def _parents(step: Step, state: _State) -> dict[str, Artifact] | None:
-    """The artefacts that the step reads; None when one is missing. Measuring makes do with the variants that passed."""
-    if step.kind == "measure":
-        passed = {name.partition(":")[2] for name in state.artifacts if name.startswith("verify:")}
-        wanted = [p for p in step.parents if p == "export" or p.partition(":")[2] in passed]
-        return {name: state.artifacts[name] for name in wanted} if passed else None
+    """The artefacts that the step reads; None when one is missing, or there is nothing to measure."""
     if any(parent not in state.artifacts for parent in step.parents):
+        return None
+    if step.kind == "measure" and not step.options["variants"]:
         return None
     return {parent: state.artifacts[parent] for parent in step.parents}
 
@@ -194,9 +209,9 @@ def _failure(step: Step, error: DeploykitError) -> dict[str, Any]:
 
 def _finish(plan: Plan, state: _State, output: Path, store: Store, on_event: Callable[[Event], None]) -> dict[str, Any]:
     """Assemble the bundle and the report, unless they already stand there just as they would become."""
-    refused = tuple(state.failures.values())
     begun = time.perf_counter()
-    built = assemble.bundle(plan, state.artifacts, refused, output, store)
+    decided = decide(plan.recipe, state.artifacts, tuple(state.failures.values()))
+    built = assemble.bundle(plan, decided, output, store)
     on_event(Event("bundle", "done" if built.written else "reused", time.perf_counter() - begun, str(output)))
     page = None
     if plan.recipe.report.enabled:
@@ -206,7 +221,8 @@ def _finish(plan: Plan, state: _State, output: Path, store: Store, on_event: Cal
         "bundle": output,
         "report": page,
         "variants": built.variants,
-        "refused": refused,
+        "refused": decided.refused,
+        "candidates": decided.candidates,
         "unchanged": not state.worked and not built.written,
     }
 

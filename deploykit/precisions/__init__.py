@@ -1,10 +1,57 @@
 """Precisions: one file per way of lowering.
 
-A file ``precisions/NAME.py`` offers ``Options``, a dataclass, ``TOLERANCE``, how far off its vectors may be, and::
+A file ``precisions/NAME.py`` offers
 
-    def lower(model: Path, options: Options, out: Path) -> dict[str, Any]
+- ``Options``, a frozen dataclass;
+- ``TOLERANCE``, how far off its vectors may be at every point of the proof;
+- ``FORMS``, for targets that want the graph in a form of their own: ``{"tensorrt": "symmetric"}``; a target that is not
+  in it gets the form ``""``, and targets of one form share one lowered graph;
+- ``CALIBRATED``, whether `lower` needs ``task.calibration``;
+- and the function::
 
-It reads the portable fp32 ONNX at ``model``, writes ``out / "model.onnx"`` and returns the facts for the audit trail
-(what was changed, what was kept and why). A precision that an engine reaches through a setting and not through the
-graph (bf16 on CPUs) returns ``{"unchanged": True}`` and writes nothing: the target then reads the fp32 model.
+    def lower(task: Task, options: Options, out: Path) -> dict[str, Any]
+
+It reads the portable fp32 ONNX at ``task.model``, writes ``out / "model.onnx"`` and returns the facts for the audit
+trail (what was changed, what was kept and why). Among the facts, ``requires`` is what the lowered graph asks of a
+device, and ``notes`` are sentences for the user. A precision that an engine reaches through a setting and not through
+the graph (bf16 on CPUs) returns ``{"unchanged": True}`` and writes nothing: the target then reads the fp32 model.
+
+Where the best graph depends on the machine, ``resolve(options) -> Options`` puts what this machine has in the place of
+``"auto"``; it is called when the run is planned, so that what was decided is part of the step.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deploykit.runtime import hardware
+from deploykit.runtime.manifest import Card
+
+#: Kernels for a CPU with any of these add products of 8 bits in 32 bits: x86's VNNI, and every 64-bit ARM. Others
+#: saturate at 16, unless a bit of the weights is given up.
+EXACT_INT8 = "avx512_vnni|avx_vnni|asimd"
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be lowered.
+
+    ``form`` is what the target wants (see ``FORMS``). ``calibration`` are batches of real inputs at their real lengths,
+    by input name; empty for a precision that is not calibrated.
+    """
+
+    model: Path
+    card: Card
+    form: str = ""
+    calibration: Sequence[Feeds] = ()
+
+
+def adds_int8_exactly() -> bool:
+    """Whether this machine is one of `EXACT_INT8`."""
+    return not hardware.cpu_features().isdisjoint(EXACT_INT8.split("|"))

@@ -1,44 +1,108 @@
-"""fp16: weights stored in half the bytes, each behind a cast back to fp32; the arithmetic stays fp32.
+"""fp16: weights in half the bytes; on GPUs the arithmetic is fp16 as well, on CPUs it stays fp32.
 
-This is what runs everywhere: CPUs without fp16 arithmetic execute a true fp16 graph more slowly than fp32. Engines fold
-the casts when they load the model.
+CPUs without fp16 arithmetic execute a true fp16 graph more slowly than fp32, so there each weight stands behind a cast
+back to fp32, which engines fold when they load the model. GPUs get a strongly typed graph (form ``arithmetic``): fp16
+everywhere but in the nodes that `deploykit.graph.hazards` names.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit.graph.hazards import LARGEST, SMALLEST_NORMAL
 from deploykit.graph.prove import Tolerance
+from deploykit.precisions import Feeds, Task
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
-_LARGEST = 65504.0
-_SMALLEST_NORMAL = 2.0**-14
+    from deploykit.graph.ranges import Ranges
 
-# Fp16 carries 11 significant bits, and only the weights are rounded to it.
+# Fp16 carries 11 significant bits, and only the weights are rounded to it on CPUs. On GPUs the activations are too.
 TOLERANCE = Tolerance(cosine=0.9999, relative_error=2e-2)
+FORMS = {"tensorrt": "arithmetic"}
+CALIBRATED = False
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which weights are stored in fp16.
+    """Which weights are stored in fp16, and what is computed in it.
 
     Tensors of fewer than ``min_elements`` (biases, scales, constants) save nothing and stay fp32. So does a tensor of
     which more than the share ``max_subnormal`` of its values other than zero falls below fp16's smallest normal number,
-    2^-14, where digits are lost.
+    2^-14, where digits are lost. Where the arithmetic is fp16, ``hazards`` keeps in fp32 what fp16 would break; without
+    it, everything is fp16 whatever comes of it.
     """
 
     min_elements: int = 1024
     max_subnormal: float = 0.05
+    hazards: bool = True
 
 
-def lower(model: Path, options: Options, out: Path) -> dict[str, Any]:
-    """Write ``out/model.onnx``; returns how many weights were stored in fp16, the bytes, and what was kept and why."""
+def lower(task: Task, options: Options, out: Path) -> dict[str, Any]:
+    """Write ``out/model.onnx``.
+
+    Returns how many weights were stored in fp16, the bytes, and what was kept and why; in the form ``arithmetic`` how
+    many nodes compute in fp16, and every hazard with the inputs that its range was measured on.
+    """
+    return _arithmetic(task, options, out) if task.form == "arithmetic" else _storage(task.model, options, out)
+
+
+def _arithmetic(task: Task, options: Options, out: Path) -> dict[str, Any]:
+    import onnx
+
+    from deploykit.graph.export import save
+
+    proto, facts = to_arithmetic(onnx.load(task.model), task, hazards=options.hazards)
+    save(proto, out / "model.onnx")
+    return facts
+
+
+def to_arithmetic(
+    proto: onnx.ModelProto, task: Task, *, hazards: bool = True
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """An fp32 graph, with Q/DQ or without, as fp16 arithmetic, and the facts; ``task`` gives inputs to measure with."""
+    import onnx_ir as ir
+
+    from deploykit.graph import half
+    from deploykit.graph.hazards import Hazard, clamp_masks, find
+
+    model = half.typed(proto)
+    before = weight_bytes(model)
+    found: tuple[Hazard, ...] = ()
+    facts: dict[str, Any] = {"arithmetic": "fp16", "clamped_masks": {}}
+    if hazards:
+        facts["clamped_masks"] = clamp_masks(model)
+        ranges = measured_ranges(model, task)
+        found = find(model, ranges)
+        facts["ranges"] = ranges.source
+    halved = half.to_half(model, {hazard.node: f"{hazard.what}: {hazard.why}" for hazard in reversed(found)})
+    facts |= asdict(halved) | {"hazards": [asdict(hazard) for hazard in found]}
+    return ir.to_proto(model), facts | {"bytes_before": before, "bytes_after": weight_bytes(model)}
+
+
+def measured_ranges(model: ir.Model, task: Task) -> Ranges:
+    """The ranges of a model's values on the calibration batches; on seeded inputs where there are none."""
+    from deploykit.graph import ranges
+
+    feeds: Sequence[Feeds] = task.calibration or ranges.seeded_inputs(model, task.card)
+    rows = sum(len(next(iter(batch.values()))) for batch in feeds)
+    kind = "calibration inputs" if task.calibration else "seeded inputs (no calibration data was given)"
+    return ranges.measure(model, feeds, f"{rows} {kind}")
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """The bytes of all constants of the graph."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def _storage(model: Path, options: Options, out: Path) -> dict[str, Any]:
     import onnx
     import onnx_ir as ir
 
@@ -71,10 +135,10 @@ def _reason_to_keep(array: np.ndarray, options: Options) -> str:
         return "it holds infinity or NaN"
     size = np.abs(array)
     largest = float(size.max())
-    if largest > _LARGEST:
+    if largest > LARGEST:
         return f"its largest value, {largest:.3g}, is beyond fp16 (65504)"
     used = size[size > 0]
-    share = float((used < _SMALLEST_NORMAL).mean()) if used.size else 0.0
+    share = float((used < SMALLEST_NORMAL).mean()) if used.size else 0.0
     if share > options.max_subnormal:
         return f"{share:.0%} of its values are subnormal in fp16 (below 2^-14)"
     return ""

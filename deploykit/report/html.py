@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from importlib import resources
 
-from deploykit.report.model import Report, Timing, VariantRow, cosine_text, number, size_text
+from deploykit.report.model import CANDIDATE_HEADER, Report, Timing, VariantRow, cosine_text, number, size_text
 
 # The drift bar is logarithmic: from 1e-8, which float32 cannot tell from 0, to 1.
 _DRIFT_DECADES = 8
@@ -17,6 +17,8 @@ def render(report: Report) -> str:
     """A complete document. Everything that comes from the bundle is escaped, and the policy allows no script."""
     sections = [
         _section("Variants", _variants(report)),
+        _section("Candidates", _candidates(report)),
+        _section("Drift on real inputs", _drift(report)),
         _section("Latency", _latency(report)),
         _section("What really runs", _audit(report)),
         _section("Refused", _refused(report)),
@@ -99,6 +101,23 @@ def _decades(drift: float) -> float:
     if not drift > 0:
         return 0.0
     return min(100.0, max(0.0, 100 * (math.log10(drift) + _DRIFT_DECADES) / _DRIFT_DECADES))
+
+
+def _candidates(report: Report) -> str:
+    """Everything that was measured, and why it was taken or not."""
+    if not report.candidates:
+        return ""
+    head = "".join(f"<th>{escape(name)}" for name in CANDIDATE_HEADER)
+    rows = []
+    for row in report.candidates:
+        badge = ' <span class="badge">taken</span>' if row.kept else ""
+        cells = "".join(_cell(*pair) for pair in list(zip(CANDIDATE_HEADER, row.cells(), strict=True))[1:])
+        rows.append(f'<tr><th scope="row">{escape(row.name)}{badge}</th>{cells}</tr>')
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _drift(report: Report) -> str:
+    return _pairs([(v.name, v.drift.text()) for v in report.variants if v.drift])
 
 
 def _latency(report: Report) -> str:

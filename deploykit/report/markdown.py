@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from deploykit.report.model import Report, VariantRow, cosine_text, number, size_text
+from deploykit.report.model import CANDIDATE_HEADER, Report, VariantRow, cosine_text, number, size_text
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
@@ -18,9 +18,13 @@ def render(report: Report) -> str:
         "## Variants",
         _table(("variant", "size", "worst cosine", "at", "max error", "cases"), map(_cells, report.variants)),
         "\\* is loaded unless another is named.",
+        *_drift(report),
         *_latency(report),
         *_audit(report),
     ]
+    if report.candidates:
+        cells = ([escape(cell) for cell in row.cells()] for row in report.candidates)
+        parts += ["## Candidates", _table(CANDIDATE_HEADER, cells)]
     if report.refused:
         rows = [(escape(r.name), escape(r.reason), escape(r.hint)) for r in report.refused]
         parts += ["## Refused", _table(("variant", "why", "what to do"), rows)]
@@ -42,6 +46,11 @@ def _cells(variant: VariantRow) -> tuple[str, ...]:
     proof = variant.proof
     figures = (cosine_text(proof.cosine_min), escape(proof.worst_at), f"{proof.error_max:.1e}", str(proof.cases))
     return (name, size_text(variant.size), *figures)
+
+
+def _drift(report: Report) -> list[str]:
+    rows = [(escape(v.name), escape(v.drift.text())) for v in report.variants if v.drift]
+    return ["## Drift", _table(("variant", "on real inputs"), rows)] if rows else []
 
 
 def _latency(report: Report) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -49,6 +49,52 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far a variant is from fp32 on real inputs: cosine mean, 1st percentile and minimum over ``n``; the length
+    whose mean is lowest, of ``lengths`` tried.
+    """
+
+    n: int
+    mean: float
+    p1: float
+    low: float
+    data: str
+    lengths: int
+    worst_length: str
+    worst_mean: float
+
+    def text(self) -> str:
+        """``cosine to fp32 0.9957, p1 0.9861, lowest 0.951, over 512 of valid.txt; …``."""
+        said = f"cosine to fp32 {cosine_text(self.mean)}, p1 {cosine_text(self.p1)}, lowest {cosine_text(self.low)}"
+        said += f", over {self.n:,} inputs" + (f" of {self.data}" if self.data else "")
+        if self.lengths:
+            said += f"; of {self.lengths} lengths the worst is {self.worst_length} with {cosine_text(self.worst_mean)}"
+        return said
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """One variant that was measured, whether it was taken, and why. Cells are text, empty where not measured."""
+
+    name: str
+    kept: bool
+    drift: str
+    p1: str
+    task: str
+    time: str
+    size: str
+    reason: str
+
+    def cells(self) -> tuple[str, ...]:
+        """In the order of `CANDIDATE_HEADER`."""
+        taken = "yes" if self.kept else "no"
+        return (self.name, taken, self.drift, self.p1, self.task, self.time, self.size, self.reason)
+
+
+CANDIDATE_HEADER = ("candidate", "taken", "drift", "p1", "task lost", "p50 ms", "size", "why")
+
+
+@dataclass(frozen=True)
 class VariantRow:
     """One variant that passed. ``audit`` and ``notes`` are sentences; ``size`` is the bytes that it loads."""
 
@@ -58,6 +104,7 @@ class VariantRow:
     default: bool
     size: int
     proof: Proof | None
+    drift: Drift | None
     timings: tuple[Timing, ...]
     hardware: str
     audit: tuple[str, ...]
@@ -85,6 +132,7 @@ class Report:
     facts: tuple[tuple[str, str], ...]
     variants: tuple[VariantRow, ...]
     refused: tuple[Refusal, ...]
+    candidates: tuple[CandidateRow, ...]
     provenance: tuple[tuple[str, str], ...]
     usage: str
 
@@ -107,6 +155,7 @@ def result(manifest: Manifest) -> dict[str, Any]:
         "card": data["card"],
         "variants": data["variants"],
         "refused": data["refused"],
+        "candidates": data["candidates"],
         "default": manifest.default,
         "provenance": data["provenance"],
         "bundle": {"schema": manifest.schema, "files": len(manifest.files), "bytes": total},
@@ -126,6 +175,7 @@ def from_manifest(manifest: Manifest, location: str) -> Report:
         facts=_facts(manifest),
         variants=tuple(_variant(manifest, variant) for variant in manifest.variants),
         refused=tuple(_refusal(item) for item in manifest.refused),
+        candidates=candidate_rows(manifest.candidates),
         provenance=_flat({**card.provenance, **manifest.provenance}),
         usage=usage(manifest, clean(location)),
     )
@@ -195,6 +245,7 @@ def _variant(manifest: Manifest, variant: Variant) -> VariantRow:
         default=variant.name == manifest.default,
         size=_loaded_bytes(manifest, variant.path),
         proof=_proof(variant.proof),
+        drift=_drift(variant.drift, manifest.provenance),
         timings=_timings(variant.latency),
         hardware=clean(variant.latency.get("hardware", "")),
         audit=audit_sentences(variant.audit),
@@ -221,6 +272,52 @@ def _proof(proof: Mapping[str, Any]) -> Proof | None:
         error_max=float(proof.get("relative_error_max", float("nan"))),
         worst_at=shape_text(proof.get("worst_at") or {}),
         allowed_cosine=(proof.get("tolerance") or {}).get("cosine"),
+    )
+
+
+def _drift(drift: Mapping[str, Any], provenance: Mapping[str, Any]) -> Drift | None:
+    figures = drift.get("figures") or {}
+    wanted = [figures[name]["value"] for name in ("cosine_mean", "cosine_p1", "cosine_min") if name in figures]
+    if len(wanted) < 3:
+        return None
+    lengths = drift.get("lengths") or {}
+    evaluated = (provenance.get("samples") or {}).get("evaluation") or {}
+    return Drift(
+        n=int(drift.get("n", 0)),
+        mean=float(wanted[0]),
+        p1=float(wanted[1]),
+        low=float(wanted[2]),
+        data=clean(evaluated.get("data", "")),
+        lengths=int(lengths.get("checked", 0)),
+        worst_length=clean(lengths.get("worst_at", "")),
+        worst_mean=float(lengths.get("worst_mean", float("nan"))),
+    )
+
+
+def candidate_rows(candidates: Iterable[Mapping[str, Any]]) -> tuple[CandidateRow, ...]:
+    """Rows of what was measured, as the manifest or the outcome of a run has them; none when there was no choice."""
+    listed = list(candidates)
+    if all(item.get("kept") for item in listed):
+        return ()
+    return tuple(_candidate(item) for item in listed)
+
+
+def _candidate(item: Mapping[str, Any]) -> CandidateRow:
+    def text(key: str, form: Callable[[float], str]) -> str:
+        return form(float(item[key])) if item.get(key) is not None else ""
+
+    time = text("p50", number)
+    if time and item.get("low_ms") is not None:
+        time += f" [{number(float(item['low_ms']))}, {number(float(item['high_ms']))}]"
+    return CandidateRow(
+        name=clean(item.get("variant", "?")),
+        kept=bool(item.get("kept")),
+        drift=text("drift", lambda value: f"{max(value, 0):.5f}"),
+        p1=text("p1", cosine_text),
+        task=text("task", lambda value: f"{value:.2f}"),
+        time=time,
+        size=text("size", size_text),
+        reason=clean(item.get("reason", "")),
     )
 
 

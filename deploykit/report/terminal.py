@@ -5,7 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from deploykit.report.model import Report, VariantRow, cosine_text, number, size_text
+from deploykit.report.model import (
+    CANDIDATE_HEADER,
+    CandidateRow,
+    Report,
+    VariantRow,
+    cosine_text,
+    number,
+    size_text,
+)
 
 
 def render(report: Report, width: int = 100) -> str:
@@ -16,12 +24,20 @@ def render(report: Report, width: int = 100) -> str:
     parts += [table(_HEADER, [_cells(v) for v in report.variants])]
     parts += _latency(report)
     parts += _details(report, width)
+    if report.candidates:
+        parts += ["", candidates(report.candidates)]
     if report.refused:
         parts += ["", f"{len(report.refused)} refused"]
         for refusal in report.refused:
             parts.append(_pair(refusal.name, refusal.reason, width))
             parts += [textwrap.indent(refusal.hint, "    → ")] if refusal.hint else []
     return "\n".join(parts) + "\n"
+
+
+def candidates(rows: Sequence[CandidateRow]) -> str:
+    """What was measured and what was taken, one line of figures each, the reasons below."""
+    figures = table(CANDIDATE_HEADER[:-1], [row.cells()[:-1] for row in rows])
+    return "\n".join([figures, "", *(f"{row.name}: {row.reason}" for row in rows)])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -65,7 +81,8 @@ def _latency(report: Report) -> list[str]:
 def _details(report: Report, width: int) -> list[str]:
     lines = []
     for variant in report.variants:
-        pairs = [("runs as", sentence) for sentence in variant.audit]
+        pairs = [("drift", variant.drift.text())] if variant.drift else []
+        pairs += [("runs as", sentence) for sentence in variant.audit]
         pairs += [("settings", "; ".join(f"{k} = {v}" for k, v in variant.settings))] if variant.settings else []
         pairs += [("requires", "; ".join(f"{k} = {v}" for k, v in variant.requires))] if variant.requires else []
         if pairs:

@@ -8,6 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+# What a limit in ONEDNN_MAX_CPU_ISA hides (oneDNN's guide, "CPU dispatcher control"), by how the kernel's names
+# begin. OpenVINO obeys it; ONNX Runtime does not, and what is chosen for fewer features runs there as well.
+_ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
+_BEYOND_AVX512 = ("amx", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx_ne_convert")
+_HIDDEN = {
+    "AVX": ("amx", "avx512", "avx_", "avx2", "fma"),
+    "AVX2": ("amx", "avx512", "avx_"),
+    "AVX2_VNNI": ("amx", "avx512", "avx_ne_convert"),
+    "AVX512_CORE": _BEYOND_AVX512,
+    "AVX512_CORE_VNNI": ("amx", "avx512_fp16", "avx512_bf16"),
+    "AVX512_CORE_BF16": ("amx", "avx512_fp16"),
+    "AVX512_CORE_FP16": ("amx",),
+    "AVX10_1_512": ("amx",),
+}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -26,7 +40,8 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) -> Cp
     """The processor, from the kernel's list: ``flags`` on x86, ``Features`` on ARM.
 
     The features that *every* listed core has count, since a thread may run on any. Where there is no such file (not
-    Linux), no feature is known, and variants that require one are not chosen.
+    Linux), no feature is known, and variants that require one are not chosen. What ``ONEDNN_MAX_CPU_ISA`` hides from
+    the engine is left out.
     """
     architecture = normalize_architecture(machine if machine is not None else os.uname().machine)
     try:
@@ -43,7 +58,8 @@ def cpu(cpuinfo: Path = Path("/proc/cpuinfo"), machine: str | None = None) -> Cp
         elif key in ("model name", "model") and not value.strip().isdigit():
             model = model or value.strip()
     features = frozenset.intersection(*flags) if flags else frozenset()
-    return Cpu(architecture, model, features)
+    hidden = _HIDDEN.get(os.environ.get(_ISA_LIMIT, "").upper(), ())
+    return Cpu(architecture, model, frozenset(name for name in features if not name.startswith(hidden)))
 
 
 def cpu_model() -> str:

@@ -78,7 +78,8 @@ class Variant:
     """One artefact of a bundle: an engine, a precision, a file, and the evidence.
 
     ``settings`` go to the engine as they are (for OpenVINO: ``INFERENCE_PRECISION_HINT``). ``requires`` is what the
-    device must have. ``proof``, ``audit`` and ``latency`` are what was measured when it was built.
+    device must have. ``proof``, ``audit``, ``latency`` and ``drift`` are what was measured when it was built, and
+    ``lowered`` what was done to its graph.
     """
 
     name: str
@@ -90,6 +91,8 @@ class Variant:
     proof: dict[str, Any] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] = field(default_factory=dict)
+    drift: dict[str, Any] = field(default_factory=dict)
+    lowered: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,11 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``manifest.json``. ``refused`` keeps the variants that were asked for and did not pass, with the reason."""
+    """``manifest.json``.
+
+    ``refused`` keeps the variants that were asked for and did not pass, with the reason; ``candidates`` all that passed
+    their proof, those that were not taken among them: figures, and why or why not.
+    """
 
     schema: str
     card: Card
@@ -120,6 +127,7 @@ class Manifest:
     files: dict[str, FileEntry]
     default: str = ""
     refused: tuple[dict[str, Any], ...] = ()
+    candidates: tuple[dict[str, Any], ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def variant(self, name: str) -> Variant:

@@ -42,15 +42,22 @@ def test_a_target_compiles_audits_and_has_an_engine(name):
 def test_a_precision_lowers_and_says_how_far_it_may_be_off(name):
     module = registry.module("precisions", name)
     assert_options(module)
-    assert parameters(module.lower) == ["model", "options", "out"]
+    assert parameters(module.lower) == ["task", "options", "out"]
     assert isinstance(module.TOLERANCE, Tolerance)
     assert 0.9 <= module.TOLERANCE.cosine < 1
+    assert isinstance(module.CALIBRATED, bool)
+    assert set(module.FORMS) <= {*registry.names("targets"), "tensorrt"}
+    if hasattr(module, "resolve"):
+        resolved = module.resolve(module.Options())
+        assert isinstance(resolved, module.Options)
+        assert module.resolve(resolved) == resolved
 
 
 @every("precisions")
 def test_a_precision_is_offered_by_some_target(name):
     offers = [registry.module("targets", target).PRECISIONS for target in registry.names("targets")]
-    assert any(name in offer for offer in offers)
+    # The graphs that TensorRT takes are made and checked before there is an engine to run them.
+    assert any(name in offer for offer in offers) or "tensorrt" in registry.module("precisions", name).FORMS
 
 
 @every("sources")

@@ -232,3 +232,29 @@ def test_real_files_are_read():
     assert (len(sounds), sounds.modality) == (3000, "audio")
     with wave.open(str(sounds.inputs[0])) as sound:
         assert sound.getframerate() == 8000
+
+
+def test_scored_pairs_come_from_three_columns_and_keep_an_input_once(tmp_path):
+    path = write(tmp_path / "a.csv", "x\t5.0\ta man\ta woman\nx\t1.5\ta dog\ta man\textra\n")
+    data = read(f"{path}#a=3,b=4,score=2")
+    assert list(data.inputs) == ["a man", "a woman", "a dog"]
+    assert list(data.pairs) == [(0, 1, 5.0), (2, 0, 1.5)]
+    assert (data.modality, data.labels) == ("text", None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ("a=one,b=two", "lack 'score'"),
+        ("a=one,b=two,score=three,label=one", "take no 'label'"),
+        ("a=one,b=two,score=one", "row 1: column 'one' holds no number but 'hello'"),
+        ("a=one,b=too,score=three", "no column 'too'"),
+        ("a=one,b=four,score=three", "row 1: column 'four' holds no text but None"),
+        ("a=one,b=two,scores=three", "did you mean 'score'"),
+    ],
+)
+def test_pairs_that_cannot_be_read_are_refused(tmp_path, columns, says):
+    path = write(tmp_path / "a.csv", "one,two,three,four\nhello,world,3\n")
+    with pytest.raises(InputError) as caught:
+        read(f"{path}#{columns}")
+    assert says in str(caught.value)

@@ -7,8 +7,7 @@ import pytest
 
 from deploykit.errors import ProofError
 from deploykit.graph.prove import Case, matrix, write_cases
-from deploykit.pipeline import actions
-from deploykit.runtime import engines
+from deploykit.pipeline import actions, variants
 from deploykit.runtime.manifest import Card, Embedding, TensorSpec, to_json
 
 CARD = Card(
@@ -57,9 +56,10 @@ def verify(tmp_path, monkeypatch):
     monkeypatch.setattr(target, "audit", lambda artifact, card, settings: {})
 
     def run(fault):
-        monkeypatch.setattr(engines, "open_engine", lambda *arguments: Echo(fault))
+        monkeypatch.setattr(variants, "open_engine", lambda *arguments: Echo(fault))
         inputs = {"export": tmp_path / "export", "compile:onnxruntime-fp32": tmp_path / "compile"}
-        return actions.verify({"target": "onnxruntime", "precision": "fp32"}, inputs, tmp_path)
+        options = {"name": "onnxruntime-fp32", "target": "onnxruntime", "precision": "fp32", "options": {}}
+        return actions.verify(options, inputs, tmp_path)
 
     return run
 

@@ -11,6 +11,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from deploykit import registry  # noqa: E402
+from deploykit.precisions import Task  # noqa: E402
+from deploykit.runtime.manifest import Card, Embedding, TensorSpec  # noqa: E402
 
 fp16 = registry.module("precisions", "fp16")
 
@@ -30,10 +32,16 @@ def save(folder, weight, name="weight"):
     return path
 
 
+def task(model):
+    spec = TensorSpec("x", "float32", ("batch", 40)), TensorSpec("y", "float32", ("batch", 30))
+    card = Card("product", "tensor", spec[:1], spec[1:], Embedding("y", 30, "none", False), {"kind": "none"})
+    return Task(model, card)
+
+
 def lower(folder, weight, **options):
     out = folder / "out"
     out.mkdir()
-    facts = fp16.lower(save(folder, weight), fp16.Options(**options), out)
+    facts = fp16.lower(task(save(folder, weight)), fp16.Options(**options), out)
     return facts, out / "model.onnx"
 
 
@@ -44,7 +52,7 @@ def ordinary(rows=40, columns=30):
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_what_an_engine_reaches_by_a_setting_leaves_the_graph_alone(name, tmp_path):
     precision = registry.module("precisions", name)
-    assert precision.lower(tmp_path / "model.onnx", precision.Options(), tmp_path) == {"unchanged": True}
+    assert precision.lower(task(tmp_path / "model.onnx"), precision.Options(), tmp_path) == {"unchanged": True}
     assert list(tmp_path.iterdir()) == []
 
 

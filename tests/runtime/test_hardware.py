@@ -11,6 +11,17 @@ def test_x86_flags_are_read(tmp_path):
     assert cpu == hardware.Cpu("x86_64", "Some Xeon", frozenset({"fpu", "avx2", "amx_bf16"}))
 
 
+def test_what_the_environment_hides_from_the_engine_is_left_out(tmp_path, monkeypatch):
+    path = tmp_path / "cpuinfo"
+    path.write_text("flags : fma avx avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8\n")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+    assert hardware.cpu(path, "x86_64").features == {"fma", "avx", "avx2", "avx512f", "avx512_vnni"}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    assert hardware.cpu(path, "x86_64").features == {"fma", "avx", "avx2"}
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")
+    assert "amx_int8" in hardware.cpu(path, "x86_64").features
+
+
 def test_arm_features_are_read(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\nModel\t\t: Raspberry Pi 5\n")
     cpu = hardware.cpu(tmp_path / "cpuinfo", "arm64")

@@ -165,13 +165,15 @@ def minilm(tmp_path_factory):
 def compiled(tmp_path):
     """Lower, compile and open: ``compiled(target, precision, portable)`` gives (Compiled, audit, run)."""
     from deploykit import registry
+    from deploykit.precisions import Task
     from deploykit.runtime.engines import EngineOptions, open_engine
 
     engines = []
 
     def make(target, precision, portable):
         lowering, building = registry.module("precisions", precision), registry.module("targets", target)
-        facts = lowering.lower(portable.path, lowering.Options(), tmp_path)
+        task = Task(portable.path, portable.card, lowering.FORMS.get(target, ""))
+        facts = lowering.lower(task, lowering.Options(), tmp_path)
         model = portable.path if facts.get("unchanged") else tmp_path / "model.onnx"
         out = tmp_path / target
         out.mkdir()

@@ -3,15 +3,16 @@
 A variant's settings are OpenVINO's own properties (``INFERENCE_PRECISION_HINT`` …). Where they name no precision, f32
 is asked for: OpenVINO alone would pick bf16 on machines that have it, without a word. A precision that was asked for by
 name and is not what the compiled model reports is an error. No compiled model is cached on disk unless ``CACHE_DIR`` is
-set. Only the package's converter has telemetry, and it is not used here.
+set. The package's telemetry is kept from being loaded (`without_telemetry`).
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -33,6 +34,7 @@ def open_engine(path: Path, card: Card, settings: Mapping[str, Any], options: En
     `BundleError` when OpenVINO cannot load the file, `MissingError` when this machine cannot give the precision asked
     for.
     """
+    without_telemetry()
     import openvino
 
     try:
@@ -40,6 +42,15 @@ def open_engine(path: Path, card: Card, settings: Mapping[str, Any], options: En
     except RuntimeError as error:
         raise _unloadable(path, error) from error
     return OpenVinoEngine(path, model, card, settings, options.threads or usable_cores())
+
+
+def without_telemetry() -> None:
+    """Keep openvino and nncf, imported after this, from sending usage data.
+
+    Both send events, openvino when it is imported, if they find the package openvino-telemetry, which nncf brings
+    along; where it cannot be imported they have a stub of their own.
+    """
+    cast(dict[str, Any], sys.modules)["openvino_telemetry"] = None
 
 
 class OpenVinoEngine:

@@ -1,0 +1,140 @@
+"""Which of the variants that passed are handed over: those inside the budget, and of an ``auto`` the fastest one.
+
+Pure arithmetic on what the steps measured; nothing is run here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploykit.budget import Budget, judge
+
+REFERENCE_PRECISION = "fp32"
+DRIFT_TERMS = ("drift", "p1", "task")
+#: What an export measures; the other terms need a benchmark.
+MEASURED = (*DRIFT_TERMS, "p50", "throughput", "size")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant that was built and passed its proof.
+
+    ``figures`` are in the units of `deploykit.budget.TERMS`; ``low_ms`` and ``high_ms`` bound the median time.
+    ``faults`` are sentences about drift that is outside the budget or cannot be told to be inside. ``asked`` False: it
+    was built to compare with, or by ``auto``.
+    """
+
+    name: str
+    target: str
+    precision: str
+    figures: Mapping[str, float]
+    low_ms: float
+    high_ms: float
+    asked: bool
+    partial: bool = False
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of a candidate, in a sentence. ``refused``: it was asked for, and the budget does not allow it."""
+
+    candidate: Candidate
+    kept: bool
+    reason: str
+    refused: bool = False
+
+    def row(self) -> dict[str, Any]:
+        """Plain data for the manifest and the report."""
+        c = self.candidate
+        figures = {**c.figures, "low_ms": c.low_ms, "high_ms": c.high_ms}
+        measured = {name: round(value, 6) for name, value in figures.items() if math.isfinite(value)}
+        return {"variant": c.name, "kept": self.kept, "reason": self.reason, **measured}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision for each candidate, and the targets for which nothing is inside the budget."""
+
+    decisions: tuple[Decision, ...]
+    empty_targets: tuple[str, ...] = field(default=())
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the variants to hand over."""
+        return tuple(decision.candidate.name for decision in self.decisions if decision.kept)
+
+
+def choose(candidates: Sequence[Candidate], budget: Budget, *, auto: bool) -> Choice:
+    """Decide for each target by itself. ``auto``: of those that nobody asked for by name, the fastest is kept."""
+    decisions: list[Decision] = []
+    empty = []
+    for target in dict.fromkeys(candidate.target for candidate in candidates):
+        of_target = [candidate for candidate in candidates if candidate.target == target]
+        made = _of_target(of_target, budget, auto)
+        decisions += made
+        if not any(decision.kept for decision in made):
+            empty.append(target)
+    return Choice(tuple(decisions), tuple(empty))
+
+
+def _of_target(candidates: Sequence[Candidate], budget: Budget, auto: bool) -> list[Decision]:
+    baseline = next((c.figures for c in candidates if c.precision == REFERENCE_PRECISION), None)
+    faults = {c.name: _faults(c, budget, baseline) for c in candidates}
+    inside = [c for c in candidates if not faults[c.name]]
+    best = _best(inside) if auto else None
+    partial_inside = {c.precision for c in inside if c.partial}
+    decisions = []
+    for c in candidates:
+        if faults[c.name]:
+            # A partial variant that is inside stands in for the whole one that was asked for.
+            refused = c.asked and c.precision not in partial_inside
+            decisions.append(Decision(c, False, "; ".join(faults[c.name]), refused))
+        elif best is not None and c.name == best.name:
+            decisions.append(Decision(c, True, _why_best(c, inside)))
+        elif c.asked:
+            decisions.append(Decision(c, True, "asked for, and inside the budget" if budget.limits else "asked for"))
+        elif c.partial and not auto:
+            decisions.append(Decision(c, True, "inside the budget, in the place of the whole"))
+        elif best is not None:
+            decisions.append(Decision(c, False, _why_not(c, best)))
+        else:
+            decisions.append(Decision(c, False, "built to compare with"))
+    return decisions
+
+
+def _faults(candidate: Candidate, budget: Budget, baseline: Mapping[str, float] | None) -> list[str]:
+    """Why a candidate is not inside the budget: drift with its statistics, the rest by its figures."""
+    rest = budget.only([limit.term for limit in budget.limits if limit.term not in DRIFT_TERMS])
+    rows = judge(rest, candidate.figures, baseline)
+    return [*candidate.faults, *(row.sentence for row in rows if row.ok is not True)]
+
+
+def _best(inside: Sequence[Candidate]) -> Candidate | None:
+    """The fastest; of those whose intervals do not tell them apart from it, the one that drifts least."""
+    if not inside:
+        return None
+    fastest = min(inside, key=lambda c: c.figures["p50"])
+    equal = [c for c in inside if c.low_ms <= fastest.high_ms and fastest.low_ms <= c.high_ms]
+    return min(equal, key=lambda c: (c.figures.get("drift", 0.0), c.figures["p50"]))
+
+
+def _why_best(best: Candidate, inside: Sequence[Candidate]) -> str:
+    others = [c for c in inside if c is not best]
+    if not others:
+        return "the only one inside the budget"
+    equal = [c.name for c in others if c.low_ms <= best.high_ms and best.low_ms <= c.high_ms]
+    if equal:
+        return f"as fast as {', '.join(equal)} within the intervals, and drifts less"
+    second = min(others, key=lambda c: c.figures["p50"])
+    return f"the fastest inside the budget: {second.figures['p50'] / best.figures['p50']:.2f}x as fast as {second.name}"
+
+
+def _why_not(candidate: Candidate, best: Candidate) -> str:
+    ratio = candidate.figures["p50"] / best.figures["p50"]
+    if candidate.low_ms <= best.high_ms and best.low_ms <= candidate.high_ms:
+        return f"inside the budget, no faster than {best.name} within the intervals, and drifts more"
+    return f"inside the budget, {ratio:.2f}x the time of {best.name}"

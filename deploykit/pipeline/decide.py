@@ -1,0 +1,140 @@
+"""From the artefacts of a run to the variants that are handed over: candidates, choice, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.budget import Budget
+from deploykit.drift import Drift, verdict
+from deploykit.errors import CheckError
+from deploykit.pipeline.choose import DRIFT_TERMS, REFERENCE_PRECISION, Candidate, Choice, choose
+from deploykit.pipeline.store import Artifact
+from deploykit.recipe import AUTO, Recipe
+
+Artifacts = Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What goes into the bundle: the artefacts without those of variants that were not taken, and a row for each."""
+
+    artifacts: dict[str, Artifact]
+    refused: tuple[dict[str, Any], ...]
+    candidates: tuple[dict[str, Any], ...]
+
+
+def decide(recipe: Recipe, artifacts: Artifacts, refused: Sequence[dict[str, Any]]) -> Decided:
+    """Keep the variants inside the budget. Raises `BudgetError` when there was a choice and none of them is inside."""
+    budget, auto = recipe.budget.parsed(), AUTO in recipe.variants.precisions
+    candidates = _candidates(recipe, artifacts, budget)
+    choice = choose(candidates, budget, auto=auto)
+    rows = tuple(decision.row() for decision in choice.decisions)
+    if candidates and not choice.kept:
+        raise BudgetError(recipe.budget.limits, rows)
+    over = [_refusal(d.candidate.name, d.reason) for d in choice.decisions if d.refused]
+    over += [_refusal(f"{target}-{AUTO}", "nothing is inside the budget") for target in choice.empty_targets if auto]
+    gone = {c.name for c in candidates} - set(choice.kept)
+    dropped = {f"{kind}:{name}" for kind in ("compile", "verify") for name in gone}
+    kept = {name: item for name, item in artifacts.items() if name not in dropped}
+    still, lost = _failures(recipe, refused, choice)
+    return Decided(kept, (*still, *over), (*rows, *lost))
+
+
+class BudgetError(CheckError):
+    """Nothing that was built is inside the budget; ``rows`` hold the figures of all of it."""
+
+    def __init__(self, budget: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        reasons = "; ".join(f"{row['variant']}: {row['reason']}" for row in rows)
+        super().__init__(
+            f"nothing is inside the budget '{budget}' ({reasons})",
+            hint="widen the budget, or give more calibration data; no bundle was written",
+        )
+        self.rows = tuple(rows)
+
+
+def _candidates(recipe: Recipe, artifacts: Artifacts, budget: Budget) -> list[Candidate]:
+    latency = artifacts["measure"].metadata["latency"] if "measure" in artifacts else {}
+    names = [name.partition(":")[2] for name in artifacts if name.startswith("verify:")]
+    return [_candidate(name, recipe, artifacts, latency.get(name, {}), budget) for name in names]
+
+
+def _candidate(
+    name: str, recipe: Recipe, artifacts: Artifacts, latency: Mapping[str, Any], budget: Budget
+) -> Candidate:
+    compiled, verified = artifacts[f"compile:{name}"].metadata, artifacts[f"verify:{name}"].metadata
+    row = latency.get(recipe.budget.workload, {})
+    figures: dict[str, float] = {"size": float(_bytes(artifacts, name))}
+    if row:
+        figures |= {"p50": row["p50_ms"], "throughput": 1000 * row["shape"][0] / row["p50_ms"]}
+    limited = budget.only(DRIFT_TERMS)
+    faults: tuple[str, ...] = ()
+    if verified["drift"]:
+        drift = Drift.from_json(verified["drift"])
+        figures |= drift.terms
+        # The reference judged by itself has nothing to prove, however few the inputs are.
+        if limited.limits and compiled["precision"] != REFERENCE_PRECISION:
+            terms = verdict(drift, limited).terms
+            faults = tuple(term.sentence for term in terms if term.status not in ("PASS", "NOT MEASURED"))
+    elif limited.limits:
+        faults = ("its drift could not be measured: there is no evaluation data",)
+    return Candidate(
+        name=name,
+        target=compiled["target"],
+        precision=compiled["precision"],
+        figures=figures,
+        low_ms=row.get("low_ms", float("nan")),
+        high_ms=row.get("high_ms", float("nan")),
+        asked=compiled["precision"] in recipe.variants.precisions and not _is_partial(name),
+        partial=_is_partial(name),
+        faults=faults,
+    )
+
+
+def _is_partial(name: str) -> bool:
+    return name.endswith("-partial")
+
+
+def _bytes(artifacts: Artifacts, name: str) -> int:
+    """What the engine loads: the variant's own files, or the portable model where it has none."""
+    compiled = artifacts[f"compile:{name}"]
+    if not compiled.metadata["path"]:
+        return _size(artifacts["export"].path, "model.onnx*")
+    return _size(compiled.path, "*") - _size(compiled.path, "artifact.json")
+
+
+def _size(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
+
+
+def _failures(
+    recipe: Recipe, refused: Sequence[dict[str, Any]], choice: Choice
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Failures of what was asked for, and rows for those of candidates that nobody asked for by name.
+
+    A search that found nothing has said so already in the row of its variant.
+    """
+    still, lost = [], []
+    for item in refused:
+        if item["step"].startswith("search:") and choice.kept:
+            continue
+        precisions = [p for p in recipe.variants.precisions if p != AUTO]
+        asked = any(item["variant"].endswith(f"-{p}") or item["step"].startswith(f"lower:{p}") for p in precisions)
+        if asked or not choice.kept:
+            still.append(item)
+        else:
+            lost.append({"variant": item["variant"], "kept": False, "reason": f"not built: {item['reason']}"})
+    return still, lost
+
+
+def _refusal(variant: str, reason: str) -> dict[str, Any]:
+    return {
+        "variant": variant,
+        "step": "budget",
+        "error": "BudgetError",
+        "reason": reason,
+        "hint": "widen the budget, or take --precision auto",
+        "exit_code": CheckError.exit_code,
+    }

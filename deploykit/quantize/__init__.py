@@ -1,0 +1,1 @@
+"""Post-training quantization of ONNX graphs: find the products, observe their inputs, choose scales, insert Q/DQ."""
