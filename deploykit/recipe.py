@@ -269,8 +269,7 @@ def _variants(data: Mapping[str, Any], where: str) -> VariantsSection:
         if not names:
             raise RecipeError(f"{place} {kind} is empty", hint=f"name at least one: {', '.join(registry.names(kind))}")
         for name in names:
-            if (kind, name) != ("precisions", AUTO):
-                _check_name(kind, name, where)
+            _check_name(kind, name, where)
         chosen[kind] = names
     return VariantsSection(**chosen)
 
@@ -285,7 +284,7 @@ def _pieces(kind: Kind, data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_name(kind: Kind, name: str, where: str) -> None:
-    known = registry.names(kind)
+    known = [*registry.names(kind), *([AUTO] if kind == "precisions" else [])]
     if name not in known:
         raise UnknownNameError(f"{where}: there is no {kind[:-1]} '{name}'", hint=nearest(name, known))
 

@@ -31,13 +31,15 @@ class Options:
     which no CPU saturates; "auto" is what this machine has. It counts for onnxruntime. ``smooth`` migrates outliers of
     activations into weights; where that cannot be folded into another operation it costs a multiplication: 3 % of
     MiniLM's time on onnxruntime, for two thirds less drift. ``rounding`` "gptq" lets weights make up for the rounding
-    of others.
+    of others. ``embeddings`` stores embedding tables in int8 too, one scale per row; it counts for onnxruntime (NNCF
+    does so by itself).
     """
 
     keep: tuple[str, ...] = ()
     cpu: Literal["auto", "vnni", "any"] = "auto"
     smooth: bool = True
     rounding: Literal["nearest", "gptq"] = "nearest"
+    embeddings: bool = True
 
 
 def resolve(options: Options) -> Options:
@@ -71,6 +73,11 @@ def _for_onnxruntime(task: Task, options: Options, out: Path) -> dict[str, Any]:
     seven_bits = resolve(options).cpu == "any"
     scheme = Scheme("uint8", reduce_range=seven_bits, keep=options.keep)
     # Without outliers there is nothing to gain by clipping, and what calibration did not show is lost by it.
-    method = static.Method("mul" if options.smooth else "off", clip=not options.smooth, rounding=options.rounding)
+    method = static.Method(
+        smooth="mul" if options.smooth else "off",
+        clip=not options.smooth,
+        rounding=options.rounding,
+        embeddings=options.embeddings,
+    )
     facts = static.quantize(task, scheme, method, out)
     return facts if seven_bits else facts | {"requires": {"cpu_features": [EXACT_INT8]}}

@@ -42,7 +42,6 @@ _BLOCK = 128
 # The first version with 8-bit kernels of MatMulNBits on both x86 (from 1.22 on) and ARM.
 _BLOCKWISE_PACKAGES = {"onnxruntime": ">=1.23"}
 _INT8_COMPUTE = 4
-_EMBEDDING_ROWS = 256
 _BATCH_NOTE = (
     "a vector changes with the other inputs of its batch, by about as much as int8 costs: activations are rounded "
     "with one range for the whole batch"
@@ -91,6 +90,7 @@ def lower(task: Task, options: Options, out: Path) -> dict[str, Any]:
 
     from deploykit.graph.export import save
     from deploykit.graph.rewrite import tidy
+    from deploykit.quantize import embeddings
     from deploykit.quantize.products import find
 
     options = resolve(options)
@@ -104,7 +104,7 @@ def lower(task: Task, options: Options, out: Path) -> dict[str, Any]:
     if not done.dynamic and not done.blockwise:
         raise RecipeError("int8-dynamic was told to keep every product fp32", hint="name fewer kinds in keep")
     if options.embeddings:
-        done.embeddings += _store_embeddings(model)
+        done.embeddings += embeddings.store(model)
     if done.blockwise:
         model.opset_imports[_DOMAIN] = 1
     tidy(model)
@@ -271,40 +271,3 @@ def _finish(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         result = insert(graph, node, "Add", [result, node.inputs[2]])
     replace(graph, node, result)
-
-
-def _store_embeddings(model: ir.Model) -> list[str]:
-    """Store tables that are only looked up by row in int8 with a scale per row; returns their names."""
-    import onnx_ir as ir
-
-    from deploykit.graph.edit import add_constant, insert, replace
-
-    graph, done = model.graph, []
-    for name, value in list(graph.initializers.items()):
-        uses = [use.node for use in value.uses()]
-        if value.dtype != ir.DataType.FLOAT or value.is_graph_output() or not uses or not _is_table(value, uses):
-            continue
-        table = np.asarray(value.const_value.numpy())
-        if not np.isfinite(table).all():
-            continue
-        top = np.abs(table).max(axis=1, keepdims=True)
-        steps = np.where(top > 0, top / 127, 1.0).astype(np.float32)
-        integers = add_constant(graph, f"{name}_int8", np.rint(table / steps).astype(np.int8))
-        scales = add_constant(graph, f"{name}_scale", steps)
-        for node in uses:
-            rows = insert(graph, node, "Gather", [integers, node.inputs[1]])
-            as_float = insert(graph, node, "Cast", [rows], to=int(ir.DataType.FLOAT))
-            scale = insert(graph, node, "Gather", [scales, node.inputs[1]])
-            replace(graph, node, insert(graph, node, "Mul", [as_float, scale]))
-        done.append(name)
-    return done
-
-
-def _is_table(value: ir.Value, uses: Iterable[ir.Node]) -> bool:
-    """A matrix of many rows that Gather alone reads, along its rows."""
-    tensor = value.const_value
-    if tensor is None or len(tensor.shape) != 2 or int(tensor.shape[0]) < _EMBEDDING_ROWS:
-        return False
-    return all(
-        node.op_type == "Gather" and node.inputs[0] is value and _attribute(node, "axis", 0) == 0 for node in uses
-    )

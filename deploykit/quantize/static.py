@@ -35,13 +35,14 @@ class Method:
     ``smooth``: "folded" migrates outliers where it costs no operation, "mul" also where it costs one, "off" nowhere.
     ``clip`` searches the range of an activation that changes its products least, else takes the largest values seen.
     ``rounding``: "nearest", or "gptq", where later weights make up for the rounding of earlier ones. ``correct_bias``
-    takes the mean of the error out of the bias.
+    takes the mean of the error out of the bias. ``embeddings`` stores tables in int8 too (`embeddings.store`).
     """
 
     smooth: Literal["folded", "mul", "off"] = "mul"
     clip: bool = True
     rounding: Literal["nearest", "gptq"] = "nearest"
     correct_bias: bool = True
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,20 @@ def quantize(task: Task, scheme: Scheme, method: Method, out: Path) -> dict[str,
     """
     import onnx
     import onnx_ir as ir
+    import onnx_ir.passes.common as passes
 
     from deploykit.graph.export import save
     from deploykit.graph.half import typed
+    from deploykit.quantize import embeddings
 
     check_calibration(task.calibration)
     model = typed(onnx.load(task.model))  # a Q/DQ pair takes its type from the value, which a graph need not state
     decided = decide(model, scheme, method, task.calibration)
     insert(model, decided.products, decided.ranges, decided.weights, decided.scheme)
+    tables = embeddings.store(model) if method.embeddings else []
+    passes.RemoveUnusedNodesPass()(model)
     save(ir.to_proto(model), out / "model.onnx")
-    return facts_of(decided, task.calibration)
+    return facts_of(decided, task.calibration) | {"embeddings": tables}
 
 
 def check_calibration(batches: Sequence[Feeds]) -> int:
