@@ -22,11 +22,12 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def read(path: Path, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 [n, 3, 32, 32] and labels int64 [n]."""
+    """Images uint8 [n, 3, 32, 32] and labels int64 [n]; ``count`` of them at random, as files are sorted by class."""
     import pyarrow.parquet as parquet
     from PIL import Image
 
-    table = parquet.read_table(path, columns=["img", "label"]).slice(0, count)
+    table = parquet.read_table(path, columns=["img", "label"])
+    table = table.take(np.random.default_rng(0).permutation(len(table))[:count])
     pictures = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["img"].to_pylist()]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(
         table["label"].to_pylist()
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--images", type=int, default=None, help="use only the first N training images")
+    parser.add_argument("--images", type=int, default=None, help="use N training images instead of all")
     parser.add_argument("--only", choices=("resnet", "vit"), default=None)
     arguments = parser.parse_args()
     images, labels = read(arguments.data / "train.parquet", arguments.images)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deploykit.cli import bundle, doctor, drift, embed, export, inspect, names, run
+from deploykit.cli import bench, bundle, doctor, drift, embed, export, gate, inspect, names, report, run
 
 app = typer.Typer(
     name="deploykit",
@@ -22,6 +22,9 @@ app.command("export")(export.export)
 app.command("run")(run.run)
 app.command("embed")(embed.embed)
 app.command("drift")(drift.drift)
+app.command("bench")(bench.bench)
+app.command("gate")(gate.gate)
+app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("list")(names.list_names)

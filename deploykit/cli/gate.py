@@ -1,0 +1,230 @@
+"""``deploykit gate``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploykit.cli import console
+
+if TYPE_CHECKING:
+    from deploykit.gate import AaResult, Result
+
+_EXITS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+
+_CANDIDATE = typer.Argument(
+    metavar="CANDIDATE",
+    help="What is checked: a bundle, or NAME.bundle@openvino-int8; without a name the variant that is loaded here.",
+    show_default=False,
+)
+_BASELINE = typer.Option(
+    "--baseline",
+    metavar="BASELINE",
+    help="The bundle that is good enough today. Without a variant: the candidate's if that is named, else what is "
+    "loaded here.",
+    show_default=False,
+)
+_BUDGET = typer.Option(
+    "--budget",
+    "-b",
+    metavar="BUDGET",
+    help='What may be lost: a .toml file with [budget] limits = "…", a profile, or limits such as \'drift<=0.01 '
+    "p50<=+5%'. What it leaves open is 'standard p50<=+3% size<=+2% memory<=+2%'.",
+    show_default=False,
+)
+_DATA = typer.Option(
+    "--data",
+    "-d",
+    metavar="DATA",
+    help="What to encode and to time with, as for `deploykit drift`; labels or scored pairs are judged too. Default: "
+    "the baseline's self-test inputs and deploykit's own.",
+    show_default=False,
+)
+_DIGEST = typer.Option(
+    "--baseline-digest", metavar="SHA256", help="Refuse any other baseline: its digest, or 8 digits and more of it."
+)
+_PYTHON = typer.Option(
+    "--python", metavar="PATH", help="The interpreter that runs the candidate. Default: this one.", show_default=False
+)
+_BASELINE_PYTHON = typer.Option(
+    "--baseline-python",
+    metavar="PATH",
+    help="The one that runs the baseline: with two, versions of an engine are compared.",
+    show_default=False,
+)
+_AA = typer.Option(
+    "--aa",
+    metavar="N",
+    min=1,
+    help="Time the candidate against itself N times instead: how often this machine gives false alarms, and how small "
+    "a change it can see.",
+    show_default=False,
+)
+_CALIBRATION = typer.Option(
+    "--calibration",
+    metavar="FILE",
+    help="What an earlier --aa wrote with -o: quoted beside the verdict, and refused on other hardware.",
+    show_default=False,
+)
+_ALL = typer.Option("--all", help="Look at everything, also when something has failed already.")
+_SEED = typer.Option(metavar="N", min=0, help="Decides which side of each pair runs first.")
+_THREADS = typer.Option(metavar="N", min=1, help="Threads to compute with. Default: every core it may use.")
+_OUTPUT = typer.Option("--output", "-o", metavar="FILE", help="Write the whole result here, as JSON.")
+_JUNIT = typer.Option("--junit", metavar="FILE", help="Write JUnit XML: a row is a case, undecided ones are skipped.")
+_SUMMARY = typer.Option(
+    "--summary",
+    metavar="FILE",
+    help="Write a page of Markdown; 'github' adds it to the file that $GITHUB_STEP_SUMMARY names.",
+)
+_ANNOTATIONS = typer.Option("--annotations", help="Print a GitHub workflow command when it does not pass.")
+
+
+def gate(
+    candidate: Annotated[str, _CANDIDATE],
+    baseline: Annotated[str | None, _BASELINE] = None,
+    budget: Annotated[str | None, _BUDGET] = None,
+    data: Annotated[str | None, _DATA] = None,
+    baseline_digest: Annotated[str | None, _DIGEST] = None,
+    python: Annotated[Path | None, _PYTHON] = None,
+    baseline_python: Annotated[Path | None, _BASELINE_PYTHON] = None,
+    aa: Annotated[int | None, _AA] = None,
+    calibration: Annotated[Path | None, _CALIBRATION] = None,
+    everything: Annotated[bool, _ALL] = False,
+    seed: Annotated[int, _SEED] = 0,
+    threads: Annotated[int | None, _THREADS] = None,
+    output: Annotated[Path | None, _OUTPUT] = None,
+    junit: Annotated[Path | None, _JUNIT] = None,
+    summary: Annotated[Path | None, _SUMMARY] = None,
+    annotations: Annotated[bool, _ANNOTATIONS] = False,
+    json: console.Json = False,
+) -> None:
+    """Judge a bundle against the one that is in use.
+
+    Precision and fusions are counted, vectors compared, and times taken in pairs of fresh processes; each answer is
+    PASS, FAIL, or INCONCLUSIVE where this machine cannot tell. Ends with 0, 1 and 3.
+
+    Example: deploykit gate new.bundle --baseline old.bundle --data texts.txt
+    """
+    from deploykit import gate as library
+    from deploykit.gate import outputs
+
+    page = _summary_path(summary)
+    for path in (output, junit, page):
+        if path is not None:
+            outputs.check(path)
+    choices = library.Choices(
+        budget, data, threads, everything, seed, baseline_digest or "", calibration, python, baseline_python
+    )
+    if aa is not None:
+        _refuse_with_aa(
+            {
+                "--baseline": baseline,
+                "--junit": junit,
+                "--baseline-digest": baseline_digest,
+                "--baseline-python": baseline_python,
+                "--calibration": calibration,
+                "--all": everything or None,
+                "--annotations": annotations or None,
+            }
+        )
+        _show_aa(_aa(candidate, aa, choices), output, page, json)
+        return
+    _show(_gate(candidate, baseline, choices), output, junit, page, annotations, json)
+
+
+def _gate(candidate: str, baseline: str | None, choices: object) -> Result:
+    from deploykit import gate as library
+    from deploykit.errors import RecipeError
+
+    assert isinstance(choices, library.Choices)
+    if baseline is None:
+        raise RecipeError(
+            "nothing says what to compare with",
+            hint="name the bundle that is in use: --baseline old.bundle; or --aa 5 for this machine's noise",
+        )
+    with console.Progress() as progress:
+        progress.begin("opening")
+        return library.gate(candidate, baseline, choices, progress.update)
+
+
+def _aa(candidate: str, runs: int, choices: object) -> AaResult:
+    from deploykit import gate as library
+
+    assert isinstance(choices, library.Choices)
+    with console.Progress() as progress:
+        progress.begin("opening")
+        return library.aa(candidate, runs, choices, progress.update)
+
+
+def _show(
+    result: Result, output: Path | None, junit: Path | None, page: Path | None, annotations: bool, json: bool
+) -> None:
+    from deploykit.gate import outputs, text
+
+    if output is not None:
+        outputs.write(_document(result), output)
+    if junit is not None:
+        outputs.write(outputs.junit(result), junit)
+    if page is not None:
+        outputs.write(outputs.markdown(result), page, append=_is_step_summary(page))
+    if json:
+        console.print_json(result.to_json())
+    else:
+        typer.echo(text.render(result, shutil.get_terminal_size((100, 24)).columns), nl=False)
+    command = outputs.annotation(result) if annotations else ""
+    if command:
+        # Workflow commands are read from either stream; stdout belongs to --json.
+        typer.echo(command, err=json)
+    _end(_EXITS[result.status])
+
+
+def _show_aa(result: AaResult, output: Path | None, page: Path | None, json: bool) -> None:
+    from deploykit.gate import outputs, text
+
+    if output is not None:
+        outputs.write(_document(result), output)
+    if page is not None:
+        outputs.write(outputs.aa_markdown(result), page, append=_is_step_summary(page))
+    if json:
+        console.print_json(result.to_json())
+    else:
+        typer.echo(text.render_aa(result, shutil.get_terminal_size((100, 24)).columns), nl=False)
+    _end(1 if result.count("FAIL") else 3 if result.count("INCONCLUSIVE") * 2 > result.runs else 0)
+
+
+def _document(result: Result | AaResult) -> str:
+    return dumps(result.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
+
+
+def _end(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
+
+
+def _summary_path(summary: Path | None) -> Path | None:
+    from deploykit.errors import RecipeError
+
+    if summary is None or str(summary) != "github":
+        return summary
+    named = os.environ.get("GITHUB_STEP_SUMMARY", "")
+    if not named:
+        raise RecipeError("--summary github, and GITHUB_STEP_SUMMARY is not set", hint="name a file instead")
+    return Path(named)
+
+
+def _is_step_summary(page: Path) -> bool:
+    """Steps share that file: what others wrote stays."""
+    return str(page) == os.environ.get("GITHUB_STEP_SUMMARY", "")
+
+
+def _refuse_with_aa(given: dict[str, object]) -> None:
+    from deploykit.errors import RecipeError
+
+    for option, value in given.items():
+        if value is not None:
+            raise RecipeError(f"{option} means nothing with --aa", hint="--aa times one bundle against itself")

@@ -1,0 +1,139 @@
+"""Do the candidate's vectors still mean what the baseline's did? Direction and labelled tasks by drift, and length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.budget import Budget
+from deploykit.data import Dataset
+from deploykit.drift import Drift, Verdict, compare, verdict
+from deploykit.drift.intervals import lower_rank
+from deploykit.drift.judging import TERMS
+from deploykit.errors import CheckError
+from deploykit.gate.result import Row
+from deploykit.gate.sides import Side
+
+# Lengths of normalized vectors are 1 up to the rounding of fp16 and bf16; those of others move with int8 by 1 or 2 %.
+_UNIT, _FREE = 0.005, 0.05
+_FAR = 0.05
+
+
+def accuracy_rows(
+    budget: Budget, spelled: frozenset[str], found: Dataset, sides: tuple[Side, Side], files: tuple[Path, Path]
+) -> list[Row]:
+    """Rows for the vectors in ``files``; candidate first in both pairs. What is not finite fails.
+
+    A limit on p1 that is not among the ``spelled`` ones is left out where there are too few inputs for it.
+    """
+    candidate, baseline = sides
+    ours, theirs = (np.load(path, allow_pickle=False) for path in files)
+    try:
+        drift = compare(theirs, ours, inputs=found.inputs, labels=found.labels, pairs=found.pairs)
+    except CheckError as error:
+        return [failed(candidate, error)]
+    rows = [_norm_row(ours, theirs, candidate, baseline)]
+    limits, left_out = _judged_limits(budget, spelled, len(found))
+    same = np.array_equal(ours, theirs)
+    if same:
+        said = f"{candidate.label}: all {len(found):,} vectors are bit for bit the same."
+        rows.append(Row("vectors", "PASS", "", said))
+    elif limits.limits:
+        rows += _drift_rows(drift, verdict(drift, limits), sides)
+    if left_out and not same:
+        sentence = f"{candidate.label}: {left_out} takes {_fewest():,} inputs to judge, and there are {len(found):,}."
+        rows.append(Row("p1", "NOT MEASURED", left_out, sentence, "give more with --data"))
+    return rows
+
+
+def failed(candidate: Side, error: CheckError) -> Row:
+    """The row of vectors that are no vectors."""
+    return Row("vectors", "FAIL", "finite", f"{candidate.label}: {error.message}.", error.hint)
+
+
+def _judged_limits(budget: Budget, spelled: frozenset[str], count: int) -> tuple[Budget, str]:
+    """The limits to judge, and the text of the one that is left out."""
+    limits = budget.only(TERMS)
+    p1 = budget.only(["p1"]).limits
+    if p1 and "p1" not in spelled and count < _fewest():
+        return limits.only(["drift", "task"]), p1[0].text
+    return limits, ""
+
+
+def _fewest() -> int:
+    """So many inputs a 99 % bound on a 1st percentile takes."""
+    return next(n for n in range(100, 10_000) if lower_rank(n, 0.01, 0.01) >= 1)
+
+
+def _drift_rows(drift: Drift, judged: Verdict, sides: tuple[Side, Side]) -> list[Row]:
+    candidate, baseline = sides
+    rows = []
+    for term in judged.terms:
+        if term.status == "NOT MEASURED":
+            continue
+        figures = {"measured": term.measured, "bound99": term.bound, "n": drift.n}
+        look = "" if term.status == "PASS" else _look(drift, candidate, baseline)
+        rows.append(Row(term.term, term.status, term.limit, f"{candidate.label}: {term.sentence}", look, figures))
+    return rows
+
+
+def _norm_row(ours: np.ndarray, theirs: np.ndarray, candidate: Side, baseline: Side) -> Row:
+    """The lengths of vectors, which a cosine does not see: an index by inner product does."""
+    after, before = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (ours, theirs))
+    usable = (before > 0) & (after > 0)
+    moved = np.abs(np.log(after[usable] / before[usable]))
+    change = float(np.median(moved)) if moved.size else 0.0
+    unit = bool(np.all(np.abs(before - 1) < _UNIT))
+    allowed = _UNIT if unit else _FREE
+    ok = change <= allowed
+    lengths = f"{np.median(after):.4g} against {np.median(before):.4g} (medians over {len(after):,} inputs)"
+    limit = f"lengths within {100 * allowed:g} %"
+    figures = {"candidate": float(np.median(after)), "baseline": float(np.median(before)), "n": len(after)}
+    if ok:
+        return Row("length", "PASS", limit, f"{candidate.label}: vectors are {lengths} long.", figures=figures)
+    what = "normalisation was dropped: " if unit else ""
+    sentence = f"{candidate.label}: {what}vectors are {lengths} long; cosines do not see it, inner products do."
+    look = "look at the end of the graph: the last operations should divide by the length" if unit else "look at scales"
+    differs = _cards(candidate, baseline)
+    return Row("length", "FAIL", limit, sentence, f"{look}{'; ' + differs if differs else ''}", figures)
+
+
+def _look(drift: Drift, candidate: Side, baseline: Side) -> str:
+    """What differs between the two bundles, else what a drift of this size mostly is, and the input that shows it."""
+    parts = [_cards(candidate, baseline)]
+    figure = drift.figure("drift")
+    if figure and figure.value > _FAR:
+        parts.append(
+            "a drift this large is mostly another pooling, tokenizer or prompt, or ranges calibrated on padding"
+        )
+    if drift.worst:
+        worst = drift.worst[0]
+        parts.append(f"worst input {worst.index} (cosine {worst.cosine:.4f}): {worst.input!r}")
+    parts.append("`deploykit drift` with --where says in which layer it enters")
+    return "; ".join(part for part in parts if part)
+
+
+def _cards(candidate: Side, baseline: Side) -> str:
+    """Where the two cards say different things about how a vector is made."""
+    ours, theirs = candidate.bundle.manifest, baseline.bundle.manifest
+    told = [
+        f"{name} is {_plain(getattr(ours.card.embedding, name))}, was {_plain(getattr(theirs.card.embedding, name))}"
+        for name in ("pooling", "normalized")
+        if getattr(ours.card.embedding, name) != getattr(theirs.card.embedding, name)
+    ]
+    keys = sorted({*ours.card.preprocess, *theirs.card.preprocess})
+    changed = [key for key in keys if ours.card.preprocess.get(key) != theirs.card.preprocess.get(key)]
+    changed += [
+        name
+        for name in sorted({*ours.files} & {*theirs.files})
+        if name.startswith("preprocess/") and ours.files[name].sha256 != theirs.files[name].sha256
+    ]
+    if changed:
+        told.append(f"preprocessing differs in {', '.join(changed)}")
+    return "; ".join(told)
+
+
+def _plain(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,161 @@
+"""What continuous integration reads: JUnit, Markdown for a step's summary, and workflow commands.
+
+JUnit after the schema that Jenkins and GitLab read (github.com/windyroad/JUnit-Schema): a row is a test case, one that
+cannot be told or was not measured is skipped. Annotations after docs.github.com, "Workflow commands".
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from xml.etree import ElementTree
+
+from deploykit.errors import InputError, MissingError
+from deploykit.gate.result import AaResult, Result, Row
+
+#: GitHub cuts nothing: a longer summary is an error there.
+SUMMARY_BYTES = 2**20
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+_MARKS = {"PASS": "✅ PASS", "FAIL": "❌ FAIL", "INCONCLUSIVE": "❔ INCONCLUSIVE", "NOT MEASURED": "➖ not measured"}
+
+
+def junit(result: Result) -> str:
+    """The rows as one test suite, its name the candidate's."""
+    count = {status: sum(row.status == status for row in result.rows) for status in _MARKS}
+    attributes = {
+        "name": _plain(f"deploykit gate {result.candidate.name}"),
+        "tests": str(len(result.rows)),
+        "failures": str(count["FAIL"]),
+        "errors": "0",
+        "skipped": str(count["INCONCLUSIVE"] + count["NOT MEASURED"]),
+        "time": f"{result.seconds:.3f}",
+        "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "hostname": platform.node() or "localhost",
+    }
+    suite = ElementTree.Element("testsuite", attributes)
+    properties = ElementTree.SubElement(suite, "properties")
+    told = {
+        "verdict": result.status,
+        "baseline": result.baseline.name,
+        "baseline.digest": result.baseline.digest,
+        "candidate.digest": result.candidate.digest,
+        "budget": result.budget,
+        "hardware": str(result.hardware["id"]),
+        "seed": str(result.seed),
+    }
+    for name, value in told.items():
+        ElementTree.SubElement(properties, "property", {"name": name, "value": _plain(value)})
+    for row in result.rows:
+        _add_case(suite, row, result)
+    ElementTree.SubElement(suite, "system-out").text = _plain(markdown(result))
+    ElementTree.SubElement(suite, "system-err")
+    ElementTree.indent(suite)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
+def markdown(result: Result) -> str:
+    """A page for a step's summary: the verdict, the rows, what was compared on what; at most `SUMMARY_BYTES`."""
+    lines = [f"## {_MARKS[result.status]}: `{result.candidate.name}` against `{result.baseline.name}`", ""]
+    lines += ["| what | verdict | limit | |", "|---|---|---|---|"]
+    for row in result.rows:
+        look = f"<br>→ {_cell(row.look)}" if row.look and row.status != "PASS" else ""
+        lines.append(f"| {_cell(row.name)} | {_MARKS[row.status]} | {_cell(row.limit)} | {_cell(row.sentence)}{look} |")
+    lines += ["", *(f"- {_cell(text)}" for text in (*result.skipped, *result.notes))]
+    lines += ["", f"Budget `{result.budget}`; {_cell(result.data)}; hw {result.hardware['id']}"]
+    lines += [f"({_cell(str(result.hardware['cpu']))}, {result.hardware['cores']} cores); seed {result.seed};"]
+    lines += [f"{result.seconds:.0f} s. {_cell(result.noise)}", ""]
+    lines += [f"Candidate {result.candidate.digest}, baseline {result.baseline.digest}."]
+    return _cut("\n".join(lines) + "\n", SUMMARY_BYTES)
+
+
+def aa_markdown(result: AaResult) -> str:
+    """The A/A run as a page."""
+    lines = ["## The gate's own noise", "", f"{result.sentence}. Budget `{result.budget}`, {result.noise}.", ""]
+    lines += ["| run | metric | verdict | change | half-width | pairs |", "|---|---|---|---|---|---|"]
+    for index, run in enumerate(result.comparisons):
+        for c in run:
+            figures = f"{100 * c.change:+.1f} % | ±{100 * c.half_width:.1f} % | {c.pairs} ({c.stage})"
+            lines.append(f"| {index + 1} | {c.metric} | {_MARKS[c.status]} | {figures} |")
+    return _cut("\n".join(lines) + "\n", SUMMARY_BYTES)
+
+
+def annotation(result: Result) -> str:
+    """One workflow command for a bundle that fails or cannot be judged; empty for one that passes."""
+    if result.status == "PASS":
+        return ""
+    level = "error" if result.status == "FAIL" else "warning"
+    told = [row for row in result.rows if row.status == result.status]
+    text = "\n".join(row.sentence + (f" → {row.look}" if row.look else "") for row in told)
+    title = f"deploykit gate: {result.status} {result.candidate.name}"
+    return f"::{level} title={_escaped(title, property=True)}::{_escaped(text)}"
+
+
+def write(text: str, path: Path, *, append: bool = False) -> None:
+    """Write ``text`` in one rename, or add it to the end, as a step's summary wants it."""
+    check(path)
+    if append:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check(path: Path) -> None:
+    """Refuse an output that could not be written, before the work is done for nothing."""
+    if path.is_dir():
+        raise InputError(f"the output '{path}' is a folder", hint="name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder '{path.parent}' to write '{path.name}' into", hint="create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise MissingError(f"the folder '{path.parent}' cannot be written", hint="choose another folder")
+
+
+def _add_case(suite: ElementTree.Element, row: Row, result: Result) -> None:
+    of = _plain(f"deploykit.gate.{Path(result.candidate.name).name}")
+    share = result.seconds / len(result.rows)
+    case = ElementTree.SubElement(
+        suite, "testcase", {"classname": of, "name": _plain(row.name), "time": f"{share:.3f}"}
+    )
+    text = _plain(row.sentence + (f"\n{row.look}" if row.look else ""))
+    if row.status == "FAIL":
+        attributes = {"type": _plain(row.limit or row.name), "message": _plain(row.sentence)}
+        ElementTree.SubElement(case, "failure", attributes).text = text
+    elif row.status != "PASS":
+        ElementTree.SubElement(case, "skipped", {"message": _plain(f"{row.status}: {text}")})
+
+
+def _plain(text: str) -> str:
+    """Without the characters that XML 1.0 cannot hold."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def _cell(text: str) -> str:
+    """Text that cannot leave its cell of a table, nor become markup."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return " ".join(_plain(escaped).split())
+
+
+def _escaped(text: str, *, property: bool = False) -> str:
+    found = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return found.replace(":", "%3A").replace(",", "%2C") if property else found
+
+
+def _cut(text: str, most: int) -> str:
+    data = text.encode()
+    if len(data) <= most:
+        return text
+    end = "\n\n(cut: longer than a step's summary may be)\n"
+    return data[: most - len(end.encode())].decode(errors="ignore") + end

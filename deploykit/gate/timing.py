@@ -1,0 +1,182 @@
+"""The clock: pairs of fresh processes, and what their values say about each limit on time and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploykit.budget import Budget, Limit, figure_text
+from deploykit.gate.fixed import bytes_row
+from deploykit.gate.result import Row, RowStatus
+from deploykit.gate.sides import Side
+from deploykit.measure import process
+from deploykit.measure.paired import Arm, Comparison
+from deploykit.measure.stats import interval_rank, median
+
+TERMS = ("p50", "p99", "throughput")
+#: So many calls a 99th percentile takes to have an interval: 1 - 0.99^n - 0.01 n 0.99^(n-1) is then 99 %.
+P99_CALLS = 662
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Bounds of one process per workload: both ``seconds`` and ``calls`` are reached, after both of the warm-up."""
+
+    seconds: float = 1.0
+    calls: int = 64
+    warm_seconds: float = 0.3
+    warm_calls: int = 10
+    timeout_s: float = 300.0
+    extra_work: float = 0.0
+
+
+class Clock:
+    """A source of values for `deploykit.measure.paired.compare`: a metric is ``workload term``, as ``single p50``.
+
+    ``answers`` keeps what every process said of itself: memory, noise, hardware.
+    """
+
+    def __init__(
+        self,
+        sides: Mapping[Arm, Side],
+        points: Sequence[Mapping[str, Any]],
+        timing: Timing,
+        threads: int | None,
+        metrics: Sequence[str],
+    ) -> None:
+        self.sides, self._points, self._timing, self._threads = sides, points, timing, threads
+        self._all = list(metrics)
+        self.answers: list[Mapping[str, Any]] = []
+        self.memory: dict[Arm, list[float]] = {"baseline": [], "candidate": []}
+
+    def __call__(self, arm: Arm, metrics: Sequence[str]) -> dict[str, float]:
+        """One fresh process of ``arm``."""
+        side, timing = self.sides[arm], self._timing
+        wanted = {metric.partition(" ")[0] for metric in metrics}
+        tail = any(metric.endswith("p99") for metric in metrics)
+        bounds = {key: getattr(timing, key) for key in ("seconds", "calls", "warm_seconds", "warm_calls")}
+        job = process.job(
+            side.path,
+            side.variant,
+            [dict(point) for point in self._points if point["name"] in wanted],
+            threads=self._threads,
+            extra_work=timing.extra_work if arm == "candidate" else 0.0,
+            **{**bounds, "calls": max(timing.calls, P99_CALLS) if tail else timing.calls},
+        )
+        answer = process.measure(job, side.label, python=side.python, timeout_s=timing.timeout_s)
+        times = {point["name"]: sorted(point.pop("times_ms")) for point in answer["points"]}
+        self.answers.append(answer)
+        if set(metrics) == set(self._all):  # with fewer workloads a process needs less memory
+            self.memory[arm].append(float(answer["peak_rss_bytes"]))
+        return {metric: _value(times[metric.partition(" ")[0]], metric) for metric in metrics}
+
+
+def metrics(budget: Budget, points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Every metric that the budget's limits on time need, with the change that is allowed; infinite where only its
+    value is limited.
+
+    Times are limited for every workload, throughput for the largest batch alone.
+    """
+    found: dict[str, float] = {}
+    for limit in budget.only(TERMS).limits:
+        for name in _names(limit, points):
+            allowed = _allowed(limit) if limit.relative else math.inf
+            found[name] = min(found.get(name, math.inf), allowed)
+    if not found and budget.only(["memory"]).limits:
+        found = {f"{point['name']} p50": math.inf for point in points}
+    return found
+
+
+def rows(
+    budget: Budget,
+    compared: Mapping[str, Comparison],
+    clock: Clock,
+    points: Sequence[Mapping[str, Any]],
+    alpha: float,
+    hardware: str,
+) -> list[Row]:
+    """The verdict on every limit on time and memory."""
+    candidate, baseline = clock.sides["candidate"], clock.sides["baseline"]
+    sides, found = (candidate, baseline), []
+    for limit in budget.only(TERMS).limits:
+        for name in _names(limit, points):
+            if limit.relative:
+                found.append(_relative_row(name, limit, compared[name], sides, hardware))
+            else:
+                items = _items(clock, name)
+                found.append(_absolute_row(name, limit, compared[name], items, alpha / len(compared), candidate))
+    for limit in budget.only(["memory"]).limits:
+        ours, theirs = (median(clock.memory[arm]).value for arm in ("candidate", "baseline"))
+        sure = f"peak of a process, medians of {len(clock.memory['candidate'])}"
+        look = "look at weights that are held twice, workspaces, and what the process imports"
+        found.append(bytes_row("memory", candidate.label, limit, (ours, theirs), sure, look))
+    return found
+
+
+def _names(limit: Limit, points: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [str(point["name"]) for point in points]
+    return [f"{name} {limit.term}" for name in (names[-1:] if limit.term == "throughput" else names)]
+
+
+def _allowed(limit: Limit) -> float:
+    """The change of a time that is allowed: a tenth less throughput is a ninth more time."""
+    return 1 / (1 + limit.value) - 1 if limit.term == "throughput" else limit.value
+
+
+def _value(times: Sequence[float], metric: str) -> float:
+    """The process's value: the median of its calls, or their 99th percentile."""
+    if metric.endswith("p99"):
+        return times[min(len(times) - 1, math.ceil(0.99 * len(times)) - 1)]
+    return median(times).value
+
+
+def _items(clock: Clock, metric: str) -> int:
+    name = metric.partition(" ")[0]
+    return next(int(p["items"]) for a in clock.answers for p in a["points"] if p["name"] == name)
+
+
+def _relative_row(name: str, limit: Limit, found: Comparison, sides: tuple[Side, Side], hardware: str) -> Row:
+    candidate, baseline = sides
+    ours, theirs = found.of("candidate").value, found.of("baseline").value
+    against = f"{figure_text('p50', ours)} a call against {figure_text('p50', theirs)} of {baseline.name}"
+    change = f"{_percent(found.change)} [{_percent(found.low)}, {_percent(found.high)}] in time"
+    said = f"{candidate.label}: {name} {against}, {change} over {found.pairs} pairs, hw {hardware}"
+    allowed = _percent(found.limit)
+    look = ""
+    if found.status == "FAIL":
+        said += f": slower for sure (at least {_percent(found.bound)}, one-sided), and {allowed} is allowed."
+        look = "the audit's row lists operations that moved; compare engine versions and settings of both bundles"
+    elif found.status == "INCONCLUSIVE":
+        said += f": this machine cannot tell (half-width {100 * found.half_width:.1f} %, {allowed} is allowed)."
+        look = "run it on a quieter machine; `deploykit gate --aa` shows what this one can tell"
+    else:
+        said += f", inside {limit.text}."
+    figures = {
+        **{key: getattr(found, key) for key in ("change", "low", "high", "bound", "half_width", "stage", "pairs")},
+        "candidate_ms": list(found.candidate),
+        "baseline_ms": list(found.baseline),
+    }
+    return Row(name, found.status, limit.text, said, look, figures)
+
+
+def _absolute_row(name: str, limit: Limit, found: Comparison, items: int, alpha: float, candidate: Side) -> Row:
+    """The candidate's own value, whose one-sided bound has to be on one side of the limit."""
+    values = sorted(found.candidate)
+    if limit.term == "throughput":
+        values = sorted(1000 * items / value for value in values)
+    middle, rank = median(values), interval_rank(len(values), alpha)
+    low, high = (values[rank - 1], values[len(values) - rank]) if rank else (-math.inf, math.inf)
+    good, bad = (low, high) if limit.operator == "<=" else (high, low)
+    status: RowStatus = "PASS" if limit.holds(bad) else "INCONCLUSIVE" if limit.holds(good) else "FAIL"
+    interval = f"[{figure_text(limit.term, middle.low)}, {figure_text(limit.term, middle.high)}]"
+    shown = f"{figure_text(limit.term, middle.value)} {interval} over {len(values)} processes"
+    word = {"PASS": "inside", "FAIL": "outside", "INCONCLUSIVE": "too close to tell from"}[status]
+    figures = {"value": middle.value, "low": middle.low, "high": middle.high, "n": len(values)}
+    look = "" if status == "PASS" else "an absolute limit holds for one machine: is this the one that it was made for?"
+    return Row(name, status, limit.text, f"{candidate.label}: {name} {shown}, {word} {limit.text}.", look, figures)
+
+
+def _percent(change: float) -> str:
+    return f"{100 * change:+.1f} %" if math.isfinite(change) else ("+∞" if change > 0 else "-∞")

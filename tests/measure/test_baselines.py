@@ -1,0 +1,148 @@
+import dataclasses
+import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from deploykit.errors import UnknownNameError
+from deploykit.measure import baselines
+from deploykit.runtime.bundle import Bundle
+from tests import tiny
+from tests.runtime import made
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return made.bundle(tmp_path)
+
+
+def saying(bundle, **source):
+    """The bundle with another origin in its manifest."""
+    manifest = dataclasses.replace(bundle.manifest, provenance={"source": source})
+    return Bundle(bundle.root, manifest, bundle.digest)
+
+
+def reasons(bundle, *names):
+    found, missing = baselines.find(bundle, names or ("torch",))
+    assert not found
+    return " ".join(item.reason for item in missing)
+
+
+def test_groups_mean_their_members():
+    assert baselines.wanted(["plain"]) == ("plain-onnxruntime", "plain-openvino")
+    assert baselines.wanted(["torch", "all"])[0] == "torch"
+    assert set(baselines.wanted(["all"])) == set(baselines.NAMES)
+    assert baselines.wanted(["none"]) == ()
+
+
+@pytest.mark.parametrize(("names", "says"), [(["torhc"], "'torch'"), (["none", "torch"], "alone")])
+def test_what_is_no_baseline_is_refused(names, says):
+    with pytest.raises(UnknownNameError) as found:
+        baselines.wanted(names)
+    assert says in str(found.value)
+
+
+def test_a_bundle_that_names_no_source_has_no_torch_baseline(bundle):
+    assert "does not say what it was exported from" in reasons(bundle)
+
+
+def test_code_named_by_a_bundle_is_never_run(bundle):
+    evil = saying(bundle, model="py:os:getcwd", kind="module", digest="ab" * 32)
+    assert "of the kind 'module'" in reasons(evil, *baselines.TORCH)
+
+
+def test_a_source_that_is_gone_or_changed_is_named(bundle, tmp_path):
+    pytest.importorskip("torch")
+    gone = saying(bundle, model=str(tmp_path / "gone"), kind="transformers", digest="ab" * 32)
+    assert "gone" in reasons(gone)
+    folder = tiny.tiny_bert(tmp_path / "bert")
+    changed = saying(bundle, model=str(folder), kind="transformers", digest="ab" * 32)
+    assert "digest differs" in reasons(changed)
+
+
+def test_a_hub_model_is_taken_from_the_cache_or_not_at_all(bundle, tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub = saying(bundle, model="nobody/nothing-of-that-name", kind="transformers", digest="ab" * 32)
+    assert "not in the hub's cache" in reasons(hub)
+
+
+def test_what_is_not_installed_is_said(bundle, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = reasons(bundle, "torch", "plain-openvino")
+    assert "torch and transformers" in said
+    assert "openvino is not installed" in said
+
+
+def test_compiling_needs_a_compiler(bundle, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from deploykit.sources import resolve
+
+    folder = tiny.tiny_bert(tmp_path / "bert")
+    here = saying(bundle, model=str(folder), kind="transformers", digest=resolve(str(folder)).digest)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found, missing = baselines.find(here, baselines.TORCH)
+    assert [b.name for b in found] == ["torch", "torch-bf16"]
+    assert "no-such-compiler" in missing[0].reason
+    assert found[0].bytes == sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+
+
+def test_torch_gives_the_vectors_of_the_source_in_the_callers_order(bundle, tmp_path):
+    torch = pytest.importorskip("torch")
+    from deploykit.sources import Options, open_source
+
+    folder = tiny.tiny_bert(
+        tmp_path / "bert", vocab_size=len(made.WORDS) + 80, max_position_embeddings=96, hidden_size=6
+    )
+    opened = baselines.torch_subject(threads=1, bundle=str(bundle.root), model=str(folder), kind="transformers")
+    texts = ["w1", "w1 w2 w3 w4", "w9 w9"]
+    module = open_source(str(folder), Options(kind="transformers")).module
+    expected = []
+    for text in texts:
+        ids = torch.tensor([[2, *(made.WORDS.index(w) for w in text.split()), 3]])
+        with torch.inference_mode():
+            expected.append(module(input_ids=ids, attention_mask=torch.ones_like(ids)).numpy()[0])
+    np.testing.assert_allclose(opened.encode(texts), np.stack(expected), atol=1e-5)
+    half = baselines.torch_subject(1, str(bundle.root), str(folder), "transformers", bfloat16=True)
+    assert half.effective["precision"] == "bf16"
+    assert half.encode(texts).dtype == np.float32
+    assert not np.allclose(half.encode(texts), np.stack(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_the_plain_engines_give_the_right_vectors_and_count_padding(bundle, target):
+    pytest.importorskip(target)
+    opened = getattr(baselines, f"{target}_subject")(threads=1, bundle=str(bundle.root))
+    texts = ["w1", "w2 w3 w4", "w5 " * 40] * 15
+    np.testing.assert_allclose(opened.encode(texts), np.stack([made.expected(t) for t in texts]), atol=1e-5)
+    useful, padded = opened.tokens(texts)
+    assert useful == 15 * (3 + 5 + 42)
+    assert padded > useful
+    assert opened.effective["selftest"]["mean"] == pytest.approx(1, abs=1e-6)
+    assert opened.effective["selftest"]["n"] == len(made.TEXTS)
+    assert opened.effective["threads"] == 1
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_several_threads_may_call_at_once(bundle, target):
+    pytest.importorskip(target)
+    opened = getattr(baselines, f"{target}_subject")(threads=1, bundle=str(bundle.root))
+    texts = [[f"w{i} w{i + 1}"] * 8 for i in range(30)]
+    with ThreadPoolExecutor(4) as pool:
+        for text, vectors in zip(texts, pool.map(opened.encode, texts), strict=True):
+            np.testing.assert_allclose(vectors, np.stack([made.expected(text[0])] * 8), atol=1e-5)
+
+
+def test_preprocessing_alone_needs_no_engine(bundle):
+    opened = baselines.preprocess_subject(None, str(bundle.root))
+    assert opened.encode(["w1", "w2"]).shape == (2, 6)
+
+
+def test_the_worker_finds_its_subjects_by_name_and_no_others(bundle):
+    found, _ = baselines.find(bundle, baselines.PLAIN)
+    for baseline in found:
+        module, _, function = baseline.subject()["kind"].removeprefix("python:").partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+    with pytest.raises(AttributeError):
+        baselines.tensorflow_subject  # noqa: B018
