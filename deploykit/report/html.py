@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from html import escape
 from importlib import resources
 
-from deploykit.report.model import CANDIDATE_HEADER, Report, Timing, VariantRow, cosine_text, number, size_text
+from deploykit.report.model import (
+    CANDIDATE_HEADER,
+    TRIAL_HEADER,
+    Report,
+    Timing,
+    VariantRow,
+    cosine_text,
+    number,
+    size_text,
+)
 
 # The drift bar is logarithmic: from 1e-8, which float32 cannot tell from 0, to 1.
 _DRIFT_DECADES = 8
@@ -18,6 +27,7 @@ def render(report: Report) -> str:
     sections = [
         _section("Variants", _variants(report)),
         _section("Candidates", _candidates(report)),
+        _section("Search for a partial variant", _trials(report)),
         _section("Drift on real inputs", _drift(report)),
         _section("Latency", _latency(report)),
         _section("What really runs", _audit(report)),
@@ -114,6 +124,16 @@ def _candidates(report: Report) -> str:
         cells = "".join(_cell(*pair) for pair in list(zip(CANDIDATE_HEADER, row.cells(), strict=True))[1:])
         rows.append(f'<tr><th scope="row">{escape(row.name)}{badge}</th>{cells}</tr>')
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _trials(report: Report) -> str:
+    if not report.trials:
+        return ""
+    head = "".join(f"<th>{escape(name)}" for name in TRIAL_HEADER)
+    rows = "".join(
+        f"<tr>{''.join(_cell(*pair) for pair in zip(TRIAL_HEADER, row, strict=True))}</tr>" for row in report.trials
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _drift(report: Report) -> str:

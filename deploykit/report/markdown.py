@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from deploykit.report.model import CANDIDATE_HEADER, Report, VariantRow, cosine_text, number, size_text
+from deploykit.report.model import CANDIDATE_HEADER, TRIAL_HEADER, Report, VariantRow, cosine_text, number, size_text
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
@@ -25,6 +25,11 @@ def render(report: Report) -> str:
     if report.candidates:
         cells = ([escape(cell) for cell in row.cells()] for row in report.candidates)
         parts += ["## Candidates", _table(CANDIDATE_HEADER, cells)]
+    if report.trials:
+        parts += [
+            "## Search for a partial variant",
+            _table(TRIAL_HEADER, [[escape(cell) for cell in row] for row in report.trials]),
+        ]
     if report.refused:
         rows = [(escape(r.name), escape(r.reason), escape(r.hint)) for r in report.refused]
         parts += ["## Refused", _table(("variant", "why", "what to do"), rows)]

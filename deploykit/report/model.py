@@ -94,6 +94,23 @@ class CandidateRow:
 CANDIDATE_HEADER = ("candidate", "taken", "drift", "p1", "task lost", "p50 ms", "size", "why")
 
 
+TRIAL_HEADER = ("variant", "back in float", "drift", "p1", "p50 ms", "inside the budget")
+
+
+def trial_rows(provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """What a search for a partial variant tried, cells in the order of `TRIAL_HEADER`; least drift last."""
+    rows = []
+    for step, found in (provenance.get("search") or {}).items():
+        trials = sorted(found.get("trials") or (), key=lambda trial: -float(trial.get("drift", 0)))
+        for trial in trials:
+            kept = ", ".join(trial.get("keep") or ()) or "nothing"
+            time = number(float(trial["p50_ms"])) if "p50_ms" in trial else ""
+            figures = (f"{float(trial.get('drift', 0)):.5f}", cosine_text(float(trial.get("p1", 1))), time)
+            inside = "yes" if trial.get("inside") else "no"
+            rows.append(tuple(clean(cell) for cell in (step.partition(":")[2], kept, *figures, inside)))
+    return tuple(rows)
+
+
 @dataclass(frozen=True)
 class VariantRow:
     """One variant that passed. ``audit`` and ``notes`` are sentences; ``size`` is the bytes that it loads."""
@@ -133,6 +150,7 @@ class Report:
     variants: tuple[VariantRow, ...]
     refused: tuple[Refusal, ...]
     candidates: tuple[CandidateRow, ...]
+    trials: tuple[tuple[str, ...], ...]
     provenance: tuple[tuple[str, str], ...]
     usage: str
 
@@ -176,7 +194,8 @@ def from_manifest(manifest: Manifest, location: str) -> Report:
         variants=tuple(_variant(manifest, variant) for variant in manifest.variants),
         refused=tuple(_refusal(item) for item in manifest.refused),
         candidates=candidate_rows(manifest.candidates),
-        provenance=_flat({**card.provenance, **manifest.provenance}),
+        trials=trial_rows(manifest.provenance),
+        provenance=_flat({**card.provenance, **{k: v for k, v in manifest.provenance.items() if k != "search"}}),
         usage=usage(manifest, clean(location)),
     )
 
@@ -314,7 +333,7 @@ def _candidate(item: Mapping[str, Any]) -> CandidateRow:
         kept=bool(item.get("kept")),
         drift=text("drift", lambda value: f"{max(value, 0):.5f}"),
         p1=text("p1", cosine_text),
-        task=text("task", lambda value: f"{value:.2f}"),
+        task=text("task", lambda value: f"{round(value, 2) + 0.0:.2f}"),  # + 0.0: no minus before a zero
         time=time,
         size=text("size", size_text),
         reason=clean(item.get("reason", "")),
