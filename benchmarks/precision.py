@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent))
 from benchmarks.results import interval, ratio  # noqa: E402
 
 TARGETS = ("onnxruntime", "openvino")
-ROUNDS = 40
+ROUNDS = 24
 BLOCK_S = 0.1
 AUTO_BUDGET = "standard"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ def export(
     calibration: str | Path | None = None,
     evaluation: str | Path | None = None,
     budget: str | None = None,
+    sm: Sequence[str] | None = None,
     opset: int | None = None,
     exporter: str | None = None,
     kind: str | None = None,
@@ -36,7 +38,8 @@ def export(
     """Build a bundle from a trained encoder; what is None is as the source or the recipe's defaults say.
 
     ``source`` is what ``[source] model`` of a recipe may be; ``calibration`` and ``evaluation`` name data
-    (`deploykit.data`), ``budget`` is what may be lost and must be gained (`deploykit.budget`). Variants that did not
+    (`deploykit.data`), ``budget`` is what may be lost and must be gained (`deploykit.budget`), ``sm`` are compute
+    capabilities ("8.9") for which TensorRT engines are built ahead of time. Variants that did not
     pass are announced by a `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a
     `DeploykitError` otherwise.
     """
@@ -49,6 +52,7 @@ def export(
             variants={"targets": targets, "precisions": precisions},
             data={"calibration": calibration, "evaluation": evaluation},
             budget=budget,
+            sm=sm,
             settings={"opset": opset, "exporter": exporter},
             overrides={
                 "kind": kind,
@@ -74,6 +78,7 @@ def recipe(
     variants: dict[str, Sequence[str] | None] | None = None,
     data: dict[str, str | Path | None] | None = None,
     budget: str | None = None,
+    sm: Sequence[str] | None = None,
     settings: dict[str, Any] | None = None,
     overrides: dict[str, Any] | None = None,
     report: bool = True,
@@ -82,7 +87,8 @@ def recipe(
     """The recipe that arguments amount to; values that are None, and empty lists, are left to the defaults.
 
     ``variants``, ``settings`` and ``overrides`` are the keys of ``[variants]``, ``[export]`` and ``[source]``;
-    ``data`` names what ``[calibration]`` and ``[evaluation]`` read; ``where`` is what messages call the arguments.
+    ``data`` names what ``[calibration]`` and ``[evaluation]`` read; ``sm`` is the key of that name of every chosen
+    target that has it; ``where`` is what messages call the arguments.
     """
     lists = {key: list(names) for key, names in (variants or {}).items() if names}
     sets = {role: {"data": str(spec)} for role, spec in (data or {}).items() if spec is not None}
@@ -94,6 +100,7 @@ def recipe(
         "budget": {} if budget is None else {"limits": budget},
         "bundle": {} if output is None else {"output": str(output)},
         "report": {"enabled": report},
+        **({"targets": _ahead(lists.get("targets", []), list(sm), where)} if sm else {}),
     }
     return Recipe.from_data(sections, where=where)
 
@@ -110,6 +117,20 @@ def run(
 
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_toml(recipe)
     return run_plan(plan(recipe), until=until, on_event=on_event)
+
+
+def _ahead(targets: Sequence[str], sm: list[str], where: str) -> dict[str, Any]:
+    """The options of the chosen targets that build for GPUs which are not here."""
+    from deploykit import registry
+    from deploykit.errors import RecipeError
+
+    able = [name for name in targets if "sm" in {f.name for f in fields(registry.module("targets", name).Options)}]
+    if not able:
+        raise RecipeError(
+            f"{where}: sm is {', '.join(sm)}, and no chosen target builds for compute capabilities",
+            hint="add the target tensorrt-rtx",
+        )
+    return {name: {"sm": sm} for name in able}
 
 
 def _given(values: dict[str, Any] | None) -> dict[str, Any]:

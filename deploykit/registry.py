@@ -14,12 +14,13 @@ from typing import cast
 
 from deploykit.errors import UnknownNameError, nearest
 
-KINDS = ("sources", "precisions", "targets")
+KINDS = ("sources", "precisions", "targets", "objectives")
+_PACKAGES = {"objectives": "pretrain.objectives"}
 
 
 def names(kind: str) -> list[str]:
     """The names registered under ``kind``, sorted; nothing is imported."""
-    folder = Path(__file__).parent / kind
+    folder = Path(__file__).parent / _PACKAGES.get(kind, kind).replace(".", "/")
     built_in = {p.stem.replace("_", "-") for p in folder.glob("*.py") if not p.stem.startswith("_")}
     return sorted(built_in | {e.name for e in entry_points(group=f"deploykit.{kind}")})
 
@@ -32,4 +33,4 @@ def module(kind: str, name: str) -> ModuleType:
     for entry in entry_points(group=f"deploykit.{kind}"):
         if entry.name == name:
             return cast(ModuleType, entry.load())
-    return importlib.import_module(f"deploykit.{kind}.{name.replace('-', '_')}")
+    return importlib.import_module(f"deploykit.{_PACKAGES.get(kind, kind)}.{name.replace('-', '_')}")

@@ -33,9 +33,15 @@ HEAVY = {
     "transformers",
 }
 # The only places that may know torch.
-TORCH = ("sources/", "graph/", "measure/", "pipeline/")
+TORCH = ("sources/", "graph/", "measure/", "pipeline/", "pretrain/")
 # Those that define torch modules import it at the top; whoever needs them imports them inside a function.
-TORCH_MODULES = {"graph/pooling.py", "sources/_encoders.py", "sources/_tensors.py"}
+TORCH_MODULES = {
+    "graph/pooling.py",
+    "sources/_encoders.py",
+    "sources/_pretrained.py",
+    "sources/_tensors.py",
+    *(p.relative_to(PACKAGE).as_posix() for p in (PACKAGE / "pretrain").rglob("*.py")),
+} - {"pretrain/__init__.py", "pretrain/recipe.py", "pretrain/run.py", "pretrain/modalities/__init__.py"}
 MAX_LINES = 450
 
 

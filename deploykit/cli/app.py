@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deploykit.cli import bench, bundle, doctor, drift, embed, export, gate, inspect, names, report, run
+from deploykit.cli import bench, bundle, doctor, drift, embed, export, gate, inspect, names, pretrain, report, run
 
 app = typer.Typer(
     name="deploykit",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("export")(export.export)
 app.command("run")(run.run)
+app.command("pretrain")(pretrain.pretrain)
 app.command("embed")(embed.embed)
 app.command("drift")(drift.drift)
 app.command("bench")(bench.bench)

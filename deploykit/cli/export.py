@@ -41,6 +41,11 @@ _BUDGET = typer.Option(
     help="What a variant may lose and must gain: 'drift<=0.01 p1>=0.975 p50<=4ms size<=60MB', or a profile: strict, "
     "standard, edge. Default: no budget.",
 )
+_SM = typer.Option(
+    metavar="N.N",
+    help="A compute capability (8.9) for which tensorrt-rtx builds the engine now, without the GPU; repeat it for "
+    "several. Default: the device builds it.",
+)
 _OPSET = typer.Option(metavar="N", min=18, max=23, help="Version of the ONNX operators in the model. Default: 20.")
 _MAX_LENGTH = typer.Option(
     metavar="N", min=1, help="Longest text in tokens; longer ones are cut. Default: as the model says."
@@ -68,6 +73,7 @@ def export(
     calibration: Annotated[str | None, _CALIBRATION] = None,
     evaluation: Annotated[str | None, _EVALUATION] = None,
     budget: Annotated[str | None, _BUDGET] = None,
+    sm: Annotated[list[str] | None, _SM] = None,
     opset: Annotated[int | None, _OPSET] = None,
     max_length: Annotated[int | None, _MAX_LENGTH] = None,
     pooling: Annotated[str | None, _POOLING] = None,
@@ -94,6 +100,7 @@ def export(
         variants={"targets": _split(target), "precisions": _split(precision)},
         data={"calibration": calibration, "evaluation": evaluation},
         budget=budget,
+        sm=_split(sm),
         settings={"opset": opset},
         overrides={
             "max_length": max_length,

@@ -9,16 +9,18 @@ import typer
 
 from deploykit.cli import console
 
-KINDS = ("targets", "precisions", "sources")
+KINDS = ("targets", "precisions", "sources", "objectives")
 
 
 def list_names(
-    what: Annotated[str, typer.Argument(metavar="KIND", help="targets, precisions or sources.", show_default=False)],
+    what: Annotated[
+        str, typer.Argument(metavar="KIND", help="targets, precisions, sources or objectives.", show_default=False)
+    ],
     json: console.Json = False,
 ) -> None:
-    """List targets, precisions or sources.
+    """List targets, precisions, sources or objectives.
 
-    These are the names that `deploykit export` takes; targets are engines.
+    These are the names that `deploykit export` and `deploykit pretrain` take; targets are engines.
 
     Example: deploykit list targets
     """

@@ -9,7 +9,7 @@
     folder/                    images, or wavs; the folders directly below it are the labels where there are any
     photo.jpg, voice.wav       one input
     tensors.npz                ready tensors by input name, the first axis counts the inputs
-    builtin:NAME               sentences, images, tones
+    builtin:NAME               sentences, images, tones, digits
 
 Columns are named after a ``#``: ``rows.csv#text=body,label=topic``, or in short ``rows.csv#body``. Scored pairs
 name two: ``rows.tsv#a=6,b=7,score=5``.

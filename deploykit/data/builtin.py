@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 
 import numpy as np
 
 from deploykit.data import Dataset
-from deploykit.errors import UnknownNameError, nearest
+from deploykit.errors import MissingError, UnknownNameError, nearest
 
 SAMPLE_RATE = 16_000
 _COUNT = 32
@@ -37,7 +38,32 @@ def tones() -> Dataset:
     return Dataset("builtin:tones", "audio", tuple(_tone(i) for i in range(_COUNT)))
 
 
-SETS: dict[str, Callable[[], Dataset]] = {"sentences": sentences, "images": images, "tones": tones}
+def digits(part: str = "") -> Dataset:
+    """1,797 handwritten digits of 43 people, uint8 [8, 8] with labels: the test half of UCI's set, in scikit-learn.
+
+    ``train`` is the first four fifths, ``test`` the rest, which other people wrote for the most part.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        hint = 'pip install "deploykit[pretrain]"'
+        raise MissingError("builtin:digits lies inside scikit-learn, which is not installed", hint=hint) from error
+    found = load_digits()
+    pictures = np.round(found.images * (255 / 16)).astype(np.uint8)
+    border = len(pictures) * 4 // 5
+    rows = {"": slice(None), "train": slice(border), "test": slice(border, None)}[part]
+    name = f"builtin:digits-{part}" if part else "builtin:digits"
+    return Dataset(name, "image", tuple(pictures[rows]), [int(label) for label in found.target[rows]])
+
+
+SETS: dict[str, Callable[[], Dataset]] = {
+    "sentences": sentences,
+    "images": images,
+    "tones": tones,
+    "digits": digits,
+    "digits-train": partial(digits, "train"),
+    "digits-test": partial(digits, "test"),
+}
 
 
 def _image(index: int) -> np.ndarray:

@@ -88,12 +88,14 @@ def search(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
 
 
 def measure(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
-    """Latency of every variant that passed, interleaved in this one process."""
+    """Latency of every variant that passed and runs here, interleaved in this one process."""
     from deploykit.measure import latency
 
     card = read_card(inputs["export"])
     loaded = [
-        latency.Subject(name, target_of(name, inputs), *artifact_of(name, inputs)) for name in options["variants"]
+        latency.Subject(name, target_of(name, inputs), *artifact_of(name, inputs))
+        for name in options["variants"]
+        if variants.ran_here(name, inputs)
     ]
     feeds = selftest_data.latency_feeds(card, inputs["export"])
     return {"latency": latency.compare(loaded, card, feeds)}

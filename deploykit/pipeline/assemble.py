@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def bundle(plan: Plan, decided: Decided, output: Path, store: Store) -> Assemble
         return Assembled(standing.manifest, written=False)
     contents = _contents(plan, decided, build)
     written = write_bundle(output, contents, check=lambda folder: _selftest(folder, store))
+    _copy_engines(decided, output)
     return Assembled(written.manifest, written=True)
 
 
@@ -112,7 +114,7 @@ def _variant(
     """The manifest's entry of one variant, and its files by their name in the bundle."""
     compiled, verified = artifacts[f"compile:{name}"], artifacts[f"verify:{name}"]
     path = compiled.metadata["path"]
-    files = {f"models/{name}{_tail(p.name, path)}": p for p in compiled.path.iterdir() if p.name != "artifact.json"}
+    files = {f"models/{name}{_tail(p.name, path)}": p for p in compiled.path.iterdir() if not _stays_out(p)}
     variant = Variant(
         name=name,
         target=compiled.metadata["target"],
@@ -134,6 +136,22 @@ def _audit(verified: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     found = verified["audit"]
     known = {"precision": found["effective"]} if "effective" in found else {}
     return {**found, "effective": {**verified["effective"], **known}, "notes": list(notes)}
+
+
+def _stays_out(path: Path) -> bool:
+    """The record of the step, and engines: executable code, which no bundle may hold."""
+    return path.name == "artifact.json" or path.suffix == ".engine"
+
+
+def _copy_engines(decided: Decided, output: Path) -> None:
+    """Engines that were built ahead of time, with their metadata, into ``NAME.engines`` beside ``NAME.bundle``."""
+    folder = output.with_name(f"{output.name.removesuffix('.bundle')}.engines")
+    for step, artifact in decided.artifacts.items():
+        kind, _, name = step.partition(":")
+        for engine in sorted(artifact.path.glob("*.engine")) if kind == "compile" else ():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            for path in (engine, engine.with_suffix(".json")):
+                shutil.copyfile(path, folder / f"{name}{_tail(path.name, artifact.metadata['path'])}")
 
 
 def _tail(name: str, path: str) -> str:

@@ -99,6 +99,8 @@ def _of_target(candidates: Sequence[Candidate], budget: Budget, auto: bool) -> l
             decisions.append(Decision(c, True, "asked for, and inside the budget" if budget.limits else "asked for"))
         elif c.partial and not auto:
             decisions.append(Decision(c, True, "inside the budget, in the place of the whole"))
+        elif auto and "p50" not in c.figures:
+            decisions.append(Decision(c, True, "inside the budget; not timed, as its device is not here"))
         elif best is not None:
             decisions.append(Decision(c, False, _why_not(c, best)))
         else:
@@ -115,15 +117,16 @@ def _faults(candidate: Candidate, budget: Budget, baseline: Mapping[str, float] 
 
 def _best(inside: Sequence[Candidate]) -> Candidate | None:
     """The fastest; of those whose intervals do not tell them apart from it, the one that drifts least."""
-    if not inside:
+    timed = [c for c in inside if "p50" in c.figures]
+    if not timed:
         return None
-    fastest = min(inside, key=lambda c: c.figures["p50"])
-    equal = [c for c in inside if c.low_ms <= fastest.high_ms and fastest.low_ms <= c.high_ms]
+    fastest = min(timed, key=lambda c: c.figures["p50"])
+    equal = [c for c in timed if c.low_ms <= fastest.high_ms and fastest.low_ms <= c.high_ms]
     return min(equal, key=lambda c: (c.figures.get("drift", 0.0), c.figures["p50"]))
 
 
 def _why_best(best: Candidate, inside: Sequence[Candidate]) -> str:
-    others = [c for c in inside if c is not best]
+    others = [c for c in inside if c is not best and "p50" in c.figures]
     if not others:
         return "the only one inside the budget"
     equal = [c.name for c in others if c.low_ms <= best.high_ms and best.low_ms <= c.high_ms]

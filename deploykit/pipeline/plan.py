@@ -33,7 +33,7 @@ _EXPORT_PACKAGES = (
     "onnxruntime",
     "numpy",
 )
-_ENGINE_PACKAGES = ("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+_ENGINE_PACKAGES = ("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "numpy")
 _LOWER_PACKAGES = (*_ENGINE_PACKAGES, "onnx-ir", "nncf")
 _SAMPLE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "pillow", "soundfile", "numpy")
 
@@ -73,7 +73,7 @@ def plan(recipe: Recipe) -> Plan:
     wanted, notes = _wanted(recipe)
     steps = [_export_step(recipe, identity)]
     if _needs_samples(recipe, wanted):
-        steps.append(_samples_step(recipe))
+        steps.append(_samples_step(recipe, wanted))
     sampled = len(steps) > 1
     steps += {step.name: step for step in (_lower_step(recipe, variant) for variant in wanted)}.values()
     for variant in wanted:
@@ -162,13 +162,14 @@ def _export_step(recipe: Recipe, identity: Identity) -> Step:
     )
 
 
-def _samples_step(recipe: Recipe) -> Step:
+def _samples_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:
     specs = {"calibration": recipe.calibration.data, "evaluation": recipe.evaluation.data}
     return Step(
         name="samples",
         action=f"{_ACTIONS}:samples",
         options={
             **specs,
+            "calibrates": any(registry.module("precisions", variant.precision).CALIBRATED for variant in wanted),
             "calibration_samples": recipe.calibration.samples,
             "evaluation_samples": recipe.evaluation.samples,
             "digests": {role: digests.of(spec) for role, spec in specs.items() if spec},

@@ -53,8 +53,9 @@ class Chosen:
 def write(options: Mapping[str, Any], card: Card, exported: Path, reference: Reference, out: Path) -> dict[str, Any]:
     """Write the three sets below ``out``; returns what they hold, for the audit trail, with notes for the user.
 
-    ``options``: ``calibration`` and ``evaluation`` (data specs, or empty), ``calibration_samples`` and
-    ``evaluation_samples``. `InputError` for data of another modality or without any input.
+    ``options``: ``calibration`` and ``evaluation`` (data specs, or empty), ``calibrates`` (whether anything is
+    calibrated, else the first set is empty), ``calibration_samples`` and ``evaluation_samples``. `InputError` for data
+    of another modality or without any input.
     """
     given, notes = _read(options, card)
     if given is None:
@@ -62,7 +63,8 @@ def write(options: Mapping[str, Any], card: Card, exported: Path, reference: Ref
             write_cases([], out, name)
         return {"notes": notes}
     preprocessor = open_preprocessor(card, exported)
-    calibration, how = _calibration(given[0], options["calibration_samples"], card, preprocessor, reference)
+    count = options["calibration_samples"] if options["calibrates"] else 0
+    calibration, how = _calibration(given[0], count, preprocessor, reference)
     evaluation = _evaluation(given, calibration, options["evaluation_samples"], preprocessor, notes)
     alone = [preprocessor.collate([item]) for item in calibration.items]
     write_cases([Case(_sizes(card, feeds), feeds, np.empty(0)) for feeds in alone], out, CALIBRATION)
@@ -73,7 +75,7 @@ def write(options: Mapping[str, Any], card: Card, exported: Path, reference: Ref
     sweep = _sweep(card, given[0], preprocessor)
     write_cases([_answered(card, feeds, reference) for feeds in sweep], out, LENGTHS)
     return {
-        "calibration": _facts(calibration) | {"chosen": how},
+        **({"calibration": _facts(calibration) | {"chosen": how}} if calibration.items else {}),
         "evaluation": _facts(evaluation),
         "lengths": len(sweep),
         "notes": notes,
@@ -99,10 +101,11 @@ def _read(options: Mapping[str, Any], card: Card) -> tuple[tuple[Dataset, Datase
             return (evaluation, None), notes
         builtin = _BUILTIN[card.modality]
         calibration = _dataset(builtin, card)
-        notes.append(
-            f"no calibration data was given: {builtin} stands in, which is not your data; ranges taken from it may not "
-            "fit yours. Give some hundred of your own inputs (--calibration FILE)"
-        )
+        if options["calibrates"]:
+            notes.append(
+                f"no calibration data was given: {builtin} stands in, which is not your data; ranges taken from it may "
+                "not fit yours. Give some hundred of your own inputs (--calibration FILE)"
+            )
     return (calibration, evaluation), notes
 
 
@@ -121,9 +124,9 @@ def _dataset(spec: str, card: Card) -> Dataset:
     return found
 
 
-def _calibration(
-    dataset: Dataset, count: int, card: Card, preprocessor: Preprocessor, reference: Reference
-) -> tuple[Chosen, str]:
+def _calibration(dataset: Dataset, count: int, preprocessor: Preprocessor, reference: Reference) -> tuple[Chosen, str]:
+    if not count:
+        return Chosen(dataset, [], []), "none"
     pool = coverage.evenly(20 * count, len(dataset))
     items = _items(preprocessor, dataset, pool)
 
@@ -146,14 +149,14 @@ def _evaluation(
         dataset = given[0]
         seen = set(calibration.places)
         left = [place for place in range(len(dataset)) if place not in seen]
-        if len(left) < _TOO_FEW_HELD_OUT:
+        if seen and len(left) < _TOO_FEW_HELD_OUT:
             left = list(range(len(dataset)))
             notes.append(
                 f"drift is measured on the {len(left)} inputs that were calibrated on: too few are left otherwise. "
                 "Give more calibration data, or evaluation data of its own (--evaluation FILE)"
             )
-    size = max(1, sum(array.nbytes for array in calibration.items[0].tensors.values()))
     places = left if dataset.pairs is not None else [left[i] for i in coverage.evenly(count, len(left))]
+    size = max(1, sum(array.nbytes for array in _items(preprocessor, dataset, places[:1])[0].tensors.values()))
     places = places[: max(_TOO_FEW_HELD_OUT, _MAX_BYTES // size)] if dataset.pairs is None else places
     return Chosen(dataset, places, _items(preprocessor, dataset, places))
 

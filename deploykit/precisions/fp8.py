@@ -17,7 +17,7 @@ from deploykit.graph.prove import Tolerance
 from deploykit.precisions import Task
 
 CALIBRATED = True
-FORMS = {"tensorrt": "symmetric"}
+FORMS = {"tensorrt": "symmetric", "tensorrt-rtx": "symmetric"}
 
 # Random tokens are not what it was calibrated on; kernels that are wrong have been seen at 0.82.
 TOLERANCE = Tolerance(cosine=0.9, relative_error=0.6)

@@ -16,7 +16,12 @@ from deploykit.graph.prove import Tolerance
 from deploykit.precisions import EXACT_INT8, Task, adds_int8_exactly
 
 CALIBRATED = True
-FORMS = {"openvino": "openvino", "onnxruntime": "onnxruntime", "tensorrt": "symmetric"}
+FORMS = {
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "tensorrt": "symmetric",
+    "tensorrt-rtx": "symmetric",
+}
 
 # Random tokens are not what it was calibrated on: MiniLM's worst case is 0.984 there, and 0.963 with 7 bits. Kernels
 # that are wrong have been seen at 0.82.

@@ -5,6 +5,7 @@ A variant's ``requires`` may hold:
 
 - ``architecture``: a list, one of which the machine must be (``x86_64``, ``aarch64``);
 - ``cpu_features``: a list, *all* of which every core must have; an entry ``"amx_bf16|avx512_bf16"`` asks for either;
+- ``compute_capability``: the smallest that an NVIDIA GPU must have (``"8.9"``); the driver is asked for it;
 - ``packages``: the versions of Python packages, ``{"openvino": ">=2025.0,<2027"}``.
 
 Any other key is something that this deploykit cannot check, and a reason not to choose the variant.
@@ -22,14 +23,15 @@ from typing import Any, Literal
 
 from deploykit.runtime import hardware
 from deploykit.runtime.bundle import Bundle
+from deploykit.runtime.engines import EXTRAS
 from deploykit.runtime.manifest import Variant
+from deploykit.runtime.tensorrt.driver import Gpu, gpu
 
 Prefer = Literal["speed", "size"]
 PREFERENCES: tuple[Prefer, ...] = ("speed", "size")
 
 # One import name, several packages that bring it.
 _PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
-_EXTRAS = {"onnxruntime": "ort"}
 _COMPARE: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
     ">=": lambda have, want: have >= want,
     "<=": lambda have, want: have <= want,
@@ -42,9 +44,10 @@ _COMPARE: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
 
 @dataclass(frozen=True)
 class Device:
-    """What a variant's needs are held against."""
+    """What a variant's needs are held against. ``gpu`` is asked only for variants that need one."""
 
     cpu: hardware.Cpu = field(default_factory=hardware.cpu)
+    gpu: Callable[[], Gpu | None] = gpu
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def candidates(bundle: Bundle, prefer: Prefer, device: Device) -> list[Candidate
 def unmet(variant: Variant, device: Device) -> str:
     """Why ``variant`` cannot run on ``device``, in words; empty when it can."""
     requires: Mapping[str, Any] = variant.requires
-    unknown = sorted(set(requires) - {"architecture", "cpu_features", "packages"})
+    unknown = sorted(set(requires) - {"architecture", "compute_capability", "cpu_features", "packages"})
     if unknown:
         return f"it requires '{unknown[0]}', which this deploykit cannot check"
     architectures = [hardware.normalize_architecture(str(name)) for name in requires.get("architecture", [])]
@@ -108,7 +111,9 @@ def unmet(variant: Variant, device: Device) -> str:
     for entry in requires.get("cpu_features", []):
         if device.cpu.features.isdisjoint(str(entry).split("|")):
             return f"the CPU lacks {' or '.join(str(entry).split('|'))}"
-    if importlib.util.find_spec(variant.target) is None and not _third_party(variant.target):
+    if "compute_capability" in requires and (reason := _gpu_fault(device.gpu(), str(requires["compute_capability"]))):
+        return reason
+    if importlib.util.find_spec(variant.target.replace("-", "_")) is None and not _third_party(variant.target):
         return f"{variant.target} is not installed"
     for package, wanted in requires.get("packages", {}).items():
         if reason := _version_fault(str(package), str(wanted)):
@@ -118,7 +123,9 @@ def unmet(variant: Variant, device: Device) -> str:
 
 def install_hint(targets: list[str]) -> str:
     """The pip command for the engines that are missing."""
-    extras = ",".join(dict.fromkeys(_EXTRAS.get(target, target) for target in targets))
+    if set(targets) == {"tensorrt"}:
+        return "pip install tensorrt"
+    extras = ",".join(dict.fromkeys(EXTRAS.get(target, target) for target in targets))
     return f'pip install "deploykit[{extras}]"'
 
 
@@ -126,7 +133,15 @@ def _third_party(target: str) -> bool:
     """An engine from an entry point imports what it needs itself, under whatever name."""
     from deploykit.runtime.engines import names
 
-    return target in names() and target not in ("onnxruntime", "openvino", "tensorrt")
+    return target in names() and target not in ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+
+
+def _gpu_fault(found: Gpu | None, wanted: str) -> str:
+    if found is None:
+        return "no NVIDIA GPU is here, or no driver for it"
+    if _release(found.compute_capability) < _release(wanted):
+        return f"it needs compute capability {wanted}, and the {found.name} has {found.compute_capability}"
+    return ""
 
 
 def _version_fault(package: str, wanted: str) -> str:

@@ -25,7 +25,7 @@ from deploykit.runtime.manifest import Card
 if TYPE_CHECKING:
     import torch
 
-ORDER = ("onnx", "exported-program", "module", "timm", "sentence-transformers", "transformers")
+ORDER = ("onnx", "exported-program", "module", "timm", "checkpoint", "sentence-transformers", "transformers")
 _KINDS_OF_FOLDERS = (None, "sentence-transformers", "transformers")
 
 

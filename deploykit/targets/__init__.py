@@ -7,6 +7,13 @@ A file ``targets/NAME.py`` offers an ``Options`` dataclass, ``PRECISIONS`` (thos
 
 `compile` turns the lowered ONNX at ``model`` into the engine's artefact below ``out``. `audit` loads that artefact and
 counts what really runs: operations x precision x provider, and the attentions that the engine fused.
+
+A target for devices that a build machine may lack also offers::
+
+    def check_engine(artifact: Path, card: Card, settings: Mapping[str, Any]) -> Engine
+
+which computes the same numbers on the CPU. Where the device is not here, a variant is proven with that, and says so; it
+is not timed, and nothing chooses it here.
 """
 
 from __future__ import annotations

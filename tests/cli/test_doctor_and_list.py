@@ -61,7 +61,7 @@ def test_without_any_engine_doctor_ends_with_4(command, monkeypatch):
     assert "pip install" in err
 
 
-@pytest.mark.parametrize("kind", ["targets", "precisions", "sources"])
+@pytest.mark.parametrize("kind", ["targets", "precisions", "sources", "objectives"])
 def test_every_list_has_names_and_sentences(command, kind):
     code, out, _ = command("list", kind, "--json")
     entries = json.loads(out)

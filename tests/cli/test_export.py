@@ -136,3 +136,16 @@ def test_refused_variants_are_warned_of_in_python(outcome, bundle):
     with pytest.warns(UserWarning, match="openvino-bf16 is not in the bundle: cosine"):
         made = api.export("org/m")
     assert made.root == bundle
+
+
+def test_sm_is_an_option_of_the_targets_that_build_ahead(command):
+    code, out, _ = command("export", "org/m", "-t", "tensorrt-rtx,onnxruntime", "--sm", "8.6,8.9", "--show-recipe")
+    assert code == 0
+    assert tomllib.loads(out)["targets"]["tensorrt-rtx"]["sm"] == ["8.6", "8.9"]
+    assert Recipe.from_text(out).targets["tensorrt-rtx"].sm == ("8.6", "8.9")
+
+
+def test_sm_without_such_a_target_is_refused(command):
+    code, _, err = command("export", "org/m", "--sm", "8.9", "--show-recipe")
+    assert code == 2
+    assert "add the target tensorrt-rtx" in err

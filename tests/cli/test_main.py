@@ -10,7 +10,7 @@ import typer
 from deploykit.cli import console, main
 from deploykit.errors import MissingError, RecipeError
 
-COMMANDS = ["export", "run", "embed", "drift", "bench", "gate", "report", "inspect", "doctor", "list"]
+COMMANDS = ["export", "run", "pretrain", "embed", "drift", "bench", "gate", "report", "inspect", "doctor", "list"]
 BUNDLE_COMMANDS = ["verify", "selftest", "pack", "unpack"]
 
 

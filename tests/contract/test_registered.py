@@ -1,4 +1,4 @@
-"""What every registered target, precision and source must offer; a new one is covered by being there."""
+"""What every registered target, precision, source and objective must offer; a new one is covered by being there."""
 
 from __future__ import annotations
 
@@ -67,6 +67,15 @@ def test_a_source_matches_identifies_and_opens(name):
     assert parameters(module.identify) == ["spec", "options"]
     assert parameters(module.open) == ["spec", "options"]
     assert module.__doc__
+
+
+@every("objectives")
+def test_an_objective_asks_for_views_and_is_built_around_an_encoder(name):
+    module = registry.module("objectives", name)
+    assert_options(module)
+    assert parameters(module.views) == ["options"]
+    assert parameters(module.build) == ["space", "encoder", "options"]
+    assert module.views(module.Options()) == 0 or module.views(module.Options()) >= 2
 
 
 @pytest.mark.parametrize("kind", registry.KINDS)

@@ -101,3 +101,11 @@ def test_auto_never_takes_what_measured_slower_than_another_inside(seed):
         taken = [c for c in inside if c.name in kept]
         assert len(taken) == len(kept)
         assert not any(other.high_ms < t.low_ms for t in taken for other in inside)
+
+
+def test_what_could_not_be_timed_here_is_kept_beside_the_fastest():
+    timed = candidate("fp32", 4.0, target="tensorrt")
+    untimed = Candidate("tensorrt-fp16", "tensorrt", "fp16", {"size": 9.0}, float("nan"), float("nan"), asked=False)
+    decided = choose([timed, untimed], Budget(()), auto=True)
+    assert set(decided.kept) == {"tensorrt-fp32", "tensorrt-fp16"}
+    assert choose([untimed], Budget(()), auto=True).kept == ("tensorrt-fp16",)

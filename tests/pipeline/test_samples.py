@@ -38,7 +38,8 @@ def reference(feeds):
 
 def write(exported, out, **options):
     out.mkdir(exist_ok=True)
-    chosen = {"calibration": "", "evaluation": "", "calibration_samples": 20, "evaluation_samples": 50, **options}
+    counts = {"calibration_samples": 20, "evaluation_samples": 50}
+    chosen = {"calibration": "", "evaluation": "", "calibrates": True, **counts, **options}
     return samples.write(chosen, CARD, exported, reference, out)
 
 
@@ -99,6 +100,14 @@ def test_without_data_a_builtin_set_stands_in_with_a_warning(exported, tmp_path)
     facts = write(exported, tmp_path / "out")
     assert facts["calibration"]["data"] == "builtin:sentences"
     assert "which is not your data" in facts["notes"][0]
+
+
+def test_where_nothing_is_calibrated_all_is_judged_and_nothing_warned_of(exported, tmp_path):
+    facts = write(exported, tmp_path / "out", calibrates=False, evaluation_samples=500)
+    assert facts["notes"] == []
+    assert "calibration" not in facts
+    assert facts["evaluation"]["samples"] == facts["evaluation"]["of"] > 100
+    assert read_cases(tmp_path / "out", samples.CALIBRATION) == []
 
 
 def test_too_few_to_hold_some_out_is_said(exported, tmp_path):

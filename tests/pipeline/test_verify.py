@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from deploykit.errors import ProofError
+from deploykit.errors import MissingError, ProofError
 from deploykit.graph.prove import Case, matrix, write_cases
 from deploykit.pipeline import actions, variants
 from deploykit.runtime.manifest import Card, Embedding, TensorSpec, to_json
@@ -71,3 +71,29 @@ def test_an_engine_that_agrees_both_ways_passes(verify):
 def test_a_small_fault_with_several_batches_in_flight_is_found(verify):
     with pytest.raises(ProofError, match="with several batches in flight"):
         verify(0.005)
+
+
+def test_without_its_device_a_variant_is_proven_by_the_check_and_says_so(verify, monkeypatch):
+    target = variants.registry.module("targets", "onnxruntime")
+    monkeypatch.setattr(variants, "unmet", lambda variant, device: "no NVIDIA GPU is here")
+    with pytest.raises(MissingError, match="cannot be proven here: no NVIDIA GPU"):
+        verify(0.0)
+
+    class Checker(Echo):
+        effective = {"engine": "checker", "version": "1.0"}  # noqa: RUF012
+
+    monkeypatch.setattr(target, "check_engine", lambda artifact, card, settings: Checker(0.0), raising=False)
+    monkeypatch.setattr(target, "audit", lambda artifact, card, settings: {"sentence": "It runs."})
+    found = verify(0.0)
+    assert found["proof"]["checked_on"] == "checker 1.0 on the CPU"
+    assert found["proof"]["cases"] == 3
+    assert found["effective"]["device"] == "not run here"
+    assert "not run on its own device here: no NVIDIA GPU" in found["notes"][0]
+
+
+def test_what_was_only_checked_is_not_timed(tmp_path):
+    for name, proof in (("ran", {}), ("checked", {"checked_on": "the CPU"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "artifact.json").write_text(json.dumps({"metadata": {"proof": proof}}))
+    inputs = {f"verify:{name}": tmp_path / name for name in ("ran", "checked")}
+    assert [name for name in ("ran", "checked") if variants.ran_here(name, inputs)] == ["ran"]

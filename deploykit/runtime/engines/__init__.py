@@ -19,6 +19,10 @@ from deploykit.runtime.manifest import Card
 
 Feeds = Mapping[str, np.ndarray]
 
+#: The extras of deploykit that bring an engine, where they are called otherwise. The extra tensorrt brings the flavour
+#: whose wheel holds its libraries; the other flavour is NVIDIA's own package.
+EXTRAS = {"onnxruntime": "ort", "tensorrt-rtx": "tensorrt"}
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -54,17 +58,17 @@ def open_engine(target: str, path: Path, card: Card, settings: Mapping[str, Any]
     try:
         engine: Engine = module.open_engine(path, card, settings, options)
     except ModuleNotFoundError as error:
-        extra = {"onnxruntime": "ort"}.get(target, target)
+        package = "tensorrt" if target == "tensorrt" else f"deploykit[{EXTRAS.get(target, target)}]"
         raise MissingError(
-            f"{target} is not installed ({error.name} cannot be imported)", hint=f'pip install "deploykit[{extra}]"'
+            f"{target} is not installed ({error.name} cannot be imported)", hint=f'pip install "{package}"'
         ) from error
     return engine
 
 
 def names() -> list[str]:
-    """The engines that this installation knows, installed or not."""
+    """The engines that this installation knows, installed or not; a dash in a name is an underscore in its file's."""
     folder = Path(__file__).parent
-    built_in = {p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")}
+    built_in = {p.stem.replace("_", "-") for p in folder.glob("*.py") if not p.stem.startswith("_")}
     return sorted(built_in | set(_entry_points()))
 
 
@@ -78,6 +82,7 @@ def _module(target: str) -> Any:
     known = names()
     if target not in known:
         raise UnknownNameError(f"there is no engine '{target}'", hint=nearest(target, known))
-    if (Path(__file__).parent / f"{target}.py").exists():
-        return importlib.import_module(f"{__name__}.{target}")
+    stem = target.replace("-", "_")
+    if (Path(__file__).parent / f"{stem}.py").exists():
+        return importlib.import_module(f"{__name__}.{stem}")
     return _entry_points()[target].load()

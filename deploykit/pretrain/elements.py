@@ -1,0 +1,153 @@
+"""What an objective sees of its data: inputs made of elements, which are patches of numbers or tokens.
+
+Importing this module imports torch. `Patches` and `Tokens` answer the same questions, so that an objective asks no
+others: how an input splits into elements, which of them may be hidden, how a prediction of them is scored, and what a
+generator's prediction looks like when it is put in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deploykit.pretrain.draws import Draws
+
+
+class Input(NamedTuple):
+    """A batch as encoders take it: floats [batch, channels, height, width], or ids and ``valid`` [batch, length]."""
+
+    values: Tensor
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Rectangles ``patch`` (height, width) of a picture or spectrogram of ``shape`` (channels, height, width)."""
+
+    shape: tuple[int, int, int]
+    patch: tuple[int, int]
+
+    droppable = True
+    differentiable = True
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of elements."""
+        return self.shape[1] // self.patch[0], self.shape[2] // self.patch[1]
+
+    @property
+    def length(self) -> int:
+        """How many elements an input has."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that predict one element."""
+        return self.shape[0] * self.patch[0] * self.patch[1]
+
+    def stem(self, width: int) -> nn.Module:
+        """Elements to vectors [batch, length, width]."""
+        return nn.Linear(self.outputs, width)
+
+    def split(self, given: Input) -> Tensor:
+        """Elements [batch, length, outputs]."""
+        (channels, _, _), (rows, columns), (tall, wide) = self.shape, self.grid, self.patch
+        cut = given.values.reshape(-1, channels, rows, tall, columns, wide)
+        return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, channels * tall * wide)
+
+    def hideable(self, elements: Tensor, valid: Tensor | None) -> Tensor:
+        """Which elements may be masked, bool [batch, length]."""
+        return torch.ones(elements.shape[:2], dtype=torch.bool, device=elements.device)
+
+    def hide(self, elements: Tensor, hidden: Tensor, draws: Draws) -> Tensor:
+        """Elements with the hidden ones set to the mean of the data, which is 0."""
+        return elements.masked_fill(hidden.unsqueeze(-1), 0.0)
+
+    def score(self, prediction: Tensor, elements: Tensor, *, normalized: bool = True) -> Tensor:
+        """Squared error [batch, length]; ``normalized``: to patches of mean 0 and variance 1 (arXiv:2111.06377)."""
+        target = elements.float()
+        if normalized:
+            centred = target - target.mean(-1, keepdim=True)
+            target = centred / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        return ((prediction.float() - target) ** 2).mean(-1)
+
+    def fill(self, prediction: Tensor, draws: Draws) -> Tensor:
+        """What a generator puts in place: the prediction itself, through which gradients flow."""
+        return prediction
+
+    def equal(self, filled: Tensor, elements: Tensor) -> Tensor:
+        """Whether a filled element is the real one by chance, bool [batch, length]: never for numbers."""
+        return torch.zeros(elements.shape[:2], dtype=torch.bool, device=elements.device)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ids below ``vocabulary``; those below ``reserved`` are special, ``blank`` among them stands for a hidden one."""
+
+    length: int
+    vocabulary: int
+    blank: int
+    reserved: int
+
+    droppable = False
+    differentiable = False
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """One axis."""
+        return (self.length,)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that predict one element."""
+        return self.vocabulary
+
+    def stem(self, width: int) -> nn.Module:
+        """Elements to vectors [batch, length, width]."""
+        return nn.Embedding(self.vocabulary, width)
+
+    def split(self, given: Input) -> Tensor:
+        """Ids [batch, length]."""
+        return given.values
+
+    def hideable(self, elements: Tensor, valid: Tensor | None) -> Tensor:
+        """Which elements may be masked: words, not the special ids nor padding."""
+        return elements >= self.reserved
+
+    def hide(self, elements: Tensor, hidden: Tensor, draws: Draws) -> Tensor:
+        """80 % of the hidden ones blank, 10 % another id, 10 % as they are (BERT, arXiv:1810.04805)."""
+        draw = draws.uniform(elements.shape[1])
+        other = self.reserved + (draws.uniform(elements.shape[1]) * (self.vocabulary - self.reserved)).long()
+        changed = torch.where(draw < 0.8, torch.full_like(elements, self.blank), elements)
+        changed = torch.where((draw >= 0.8) & (draw < 0.9), other, changed)
+        return torch.where(hidden, changed, elements)
+
+    def score(self, prediction: Tensor, elements: Tensor, *, normalized: bool = True) -> Tensor:
+        """Cross entropy [batch, length]."""
+        return F.cross_entropy(prediction.float().transpose(1, 2), elements, reduction="none")
+
+    def fill(self, prediction: Tensor, draws: Draws) -> Tensor:
+        """Ids drawn from the predicted distribution; no gradient flows through them."""
+        spread = prediction.detach().float().softmax(-1).cumsum(-1)
+        draw = draws.uniform(prediction.shape[1]).unsqueeze(-1) * spread[..., -1:]
+        return torch.searchsorted(spread, draw).squeeze(-1).clamp(max=self.vocabulary - 1)
+
+    def equal(self, filled: Tensor, elements: Tensor) -> Tensor:
+        """Whether the drawn id is the real one by chance."""
+        return filled == elements
+
+
+Space = Patches | Tokens
+
+
+def choose_hidden(space: Space, elements: Tensor, valid: Tensor | None, share: float, draws: Draws) -> Tensor:
+    """A random ``share`` of the elements that may be hidden, at least one where there is any; bool [batch, length]."""
+    may = space.hideable(elements, valid)
+    order = torch.where(may, draws.uniform(elements.shape[1]), torch.full_like(may, 2.0, dtype=torch.float32))
+    ranks = order.argsort(dim=1).argsort(dim=1)
+    count = (may.sum(1, keepdim=True) * share).round().clamp(min=1.0)
+    return (ranks < count) & may

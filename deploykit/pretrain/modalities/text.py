@@ -1,0 +1,136 @@
+"""Texts as word pieces of a vocabulary learnt from the data; views by random spans, or by dropout alone (SimCSE).
+
+SimCSE: Gao et al. 2021, arXiv:2104.08821.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deploykit.errors import InputError, MissingError, RecipeError
+from deploykit.pretrain.draws import Draws
+from deploykit.pretrain.elements import Input, Tokens
+from deploykit.runtime.manifest import TensorSpec
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PAD, _CLS, _SEP, _MASK = 0, 2, 3, 4
+_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """At most ``length`` tokens a text, its ends included; the rest is cut. ``vocabulary`` word pieces are learnt.
+
+    ``span``: a view is a random span of this share of the text at least; 1 leaves texts whole, and dropout in the
+    encoder then makes the difference between views.
+    """
+
+    length: int = 64
+    vocabulary: int = 8192
+    span: float = 1.0
+    lower: bool = True
+
+
+class Adapter:
+    """Facts: the tokenizer, as the text of its file."""
+
+    modality = "text"
+
+    def __init__(self, options: Options, facts: dict[str, Any]) -> None:
+        if options.length < 4 or options.vocabulary < 300 or not 0 < options.span <= 1:
+            hint = "length 4 or more, vocabulary 300 or more, span above 0 and up to 1"
+            raise RecipeError(f"the text options make no sense: {options}", hint=hint)
+        self.options, self.facts = options, facts
+        self._tokenizer = _tokenizers().Tokenizer.from_str(facts["tokenizer"])
+        self._tokenizer.enable_truncation(options.length)
+        size = self._tokenizer.get_vocab_size()
+        self.space = Tokens(options.length, size, _MASK, len(_SPECIAL))
+
+    @classmethod
+    def fit(cls, options: Options, inputs: Sequence[Any], seed: int) -> Adapter:
+        """Learn the word pieces from all the texts."""
+        tokenizers = _tokenizers()
+        made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+        made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=options.lower)
+        made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        trainer = tokenizers.trainers.WordPieceTrainer(
+            vocab_size=options.vocabulary, special_tokens=list(_SPECIAL), show_progress=False
+        )
+        made.train_from_iterator((text for text in inputs if text.strip()), trainer)
+        ends = [("[CLS]", _CLS), ("[SEP]", _SEP)]
+        made.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+        made.decoder = tokenizers.decoders.WordPiece()
+        return cls(options, {"tokenizer": made.to_str()})
+
+    def read(self, given: Any) -> tuple[np.ndarray, ...]:
+        """One text as ids int32 [length], filled with padding, and its count of tokens."""
+        if not isinstance(given, str):
+            raise InputError(f"a {type(given).__name__} is no text", hint="name a column of texts")
+        found = self._tokenizer.encode(given).ids
+        ids = np.full(self.options.length, _PAD, np.int32)
+        ids[: len(found)] = found
+        return ids, np.array(len(found), np.int32)
+
+    def clean(self, held: tuple[Tensor, ...]) -> Input:
+        """Ids and what of them is no padding, cut to the longest of the batch."""
+        return _cut(held[0].long(), held[1].long())
+
+    def views(self, held: tuple[Tensor, ...], count: int, draws: Draws) -> list[Input]:
+        """Random spans between the two ends of each text; all views have one length."""
+        ids, counts = held[0].long(), held[1].long()
+        longest = int(counts.max())
+        made = []
+        for _ in range(count):
+            draw = draws.uniform(2)
+            inner = (counts - 2).clamp(min=0)
+            share = self.options.span + (1 - self.options.span) * draw[:, 0]
+            kept = (inner * share).round().long().clamp(min=1).minimum(inner)
+            first = 1 + (draw[:, 1] * (inner - kept + 1)).long().minimum(inner - kept)
+            places = torch.arange(longest, device=ids.device)[None]
+            source = torch.where(places == 0, places, (places - 1 + first[:, None]).clamp(max=ids.shape[1] - 1))
+            rows = ids.gather(1, source)
+            rows = torch.where(places == kept[:, None] + 1, torch.full_like(rows, _SEP), rows)
+            valid = places < kept[:, None] + 2
+            made.append(Input(rows.masked_fill(~valid, _PAD), valid.long()))
+        return made
+
+    def raw(self, held: tuple[Tensor, ...]) -> Tensor:
+        """Shares of 512 groups of word pieces: a bag of words, hashed by id."""
+        ids = held[0].long() % 512
+        counts = torch.zeros(len(ids), 512).scatter_add_(1, ids, (held[0] >= len(_SPECIAL)).float())
+        return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def card(self, folder: Path) -> dict[str, Any]:
+        """The graph takes ids and the mask; the tokenizer's file is written beside the card."""
+        plain = _tokenizers().Tokenizer.from_str(self.facts["tokenizer"])
+        (folder / _FILE).write_text(plain.to_str(), encoding="utf-8")
+        specs = [TensorSpec(name, "int64", ("batch", "length")) for name in ("input_ids", "attention_mask")]
+        preprocess = {
+            **{"kind": "text", "tokenizer": f"preprocess/{_FILE}", "max_length": self.options.length, "pad_id": _PAD},
+            **{"padding_side": "right", "truncation_side": "right", "prompts": {}, "default_prompt": None},
+        }
+        inputs = [dataclasses.asdict(spec) for spec in specs]
+        return {"inputs": inputs, "preprocess": preprocess, "files": {f"preprocess/{_FILE}": _FILE}}
+
+
+def _cut(ids: Tensor, counts: Tensor) -> Input:
+    longest = int(counts.max())
+    valid = torch.arange(longest, device=ids.device)[None] < counts[:, None]
+    return Input(ids[:, :longest], valid.long())
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        hint = 'pip install "deploykit[text]"'
+        raise MissingError("text needs tokenizers, which is not installed", hint=hint) from error
+    return tokenizers

@@ -1,0 +1,166 @@
+"""The losses against the papers' formulas, written out plainly."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from deploykit.pretrain.draws import Draws
+from deploykit.pretrain.elements import Input, Patches, Tokens, choose_hidden
+from deploykit.pretrain.encoders import transformer
+from deploykit.pretrain.objectives import adversarial, match, predict
+
+
+@pytest.fixture
+def z():
+    return torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_invariance_is_the_mean_over_pairs_of_views(z):
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    plain = np.mean([((z[a] - z[b]).numpy() ** 2).mean() for a, b in pairs])
+    assert float(match.invariance(z)) == pytest.approx(plain, abs=1e-12)
+
+
+def test_variance_is_the_hinge_of_vicreg(z):
+    view = 0.5 * z[0].numpy()
+    plain = np.mean([max(0.0, 1 - math.sqrt(view[:, j].var(ddof=1) + 1e-4)) for j in range(5)])
+    assert float(match.variance(torch.from_numpy(view))) == pytest.approx(plain, abs=1e-12)
+
+
+def test_covariance_sums_the_squares_off_the_diagonal(z):
+    matrix = np.cov(z[0].numpy(), rowvar=False)
+    plain = sum(matrix[i, j] ** 2 for i in range(5) for j in range(5) if i != j) / 5
+    assert float(match.covariance(z[0])) == pytest.approx(plain, abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_info_nce_is_nt_xent_over_all_views(z, count):
+    views = z[:count].numpy()
+    rows = [(v, i, views[v, i] / np.linalg.norm(views[v, i])) for v in range(count) for i in range(6)]
+    found = []
+    for v, i, anchor in rows:
+        negatives = sum(math.exp(anchor @ other / 0.2) for _, j, other in rows if j != i)
+        for u, j, other in rows:
+            if j == i and u != v:
+                positive = math.exp(anchor @ other / 0.2)
+                found.append(-math.log(positive / (positive + negatives)))
+    assert float(match.info_nce(z[:count], 0.2)) == pytest.approx(np.mean(found), abs=1e-10)
+
+
+def test_sigreg_is_epps_and_pulleys_statistic(z):
+    directions = torch.nn.functional.normalize(torch.randn(5, 4, dtype=torch.float64), dim=0)
+    t = np.linspace(-5, 5, 17)
+    found = []
+    for k in range(4):
+        projected = z[0].numpy() @ directions[:, k].numpy()
+        empirical = np.exp(1j * np.outer(t, projected)).mean(axis=1)
+        integrand = np.abs(empirical - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2)
+        found.append(6 * np.trapezoid(integrand, t))
+    assert float(match.sigreg(z[0], directions)) == pytest.approx(np.mean(found), rel=1e-5)
+
+
+def test_sigreg_prefers_the_standard_normal():
+    directions = torch.nn.functional.normalize(torch.randn(4, 32), dim=0)
+    normal = torch.randn(2000, 4)
+    assert match.sigreg(normal, directions) < 0.2 * match.sigreg(2 * normal, directions)
+    assert match.sigreg(normal, directions) < 0.01 * match.sigreg(torch.zeros(2000, 4), directions)
+
+
+def test_a_collapse_costs_vicreg_its_whole_variance_term():
+    assert float(match.variance(torch.ones(8, 5))) == pytest.approx(0.99, abs=1e-6)
+
+
+def test_patches_come_apart_in_reading_order():
+    space = Patches((2, 4, 4), (2, 2))
+    picture = torch.arange(32.0).reshape(1, 2, 4, 4)
+    elements = space.split(Input(picture))
+    assert elements.shape == (1, 4, 8)
+    assert elements[0, 1].tolist() == [*picture[0, 0, :2, 2:].flatten().tolist(), *picture[0, 1, :2, 2:].flatten()]
+
+
+def test_the_score_of_patches_is_that_of_mae():
+    space = Patches((1, 4, 4), (2, 2))
+    elements, prediction = torch.randn(2, 4, 4), torch.randn(2, 4, 4)
+    target = elements.numpy()
+    target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
+    plain = ((prediction.numpy() - target) ** 2).mean(-1)
+    np.testing.assert_allclose(space.score(prediction, elements).numpy(), plain, rtol=1e-5)
+
+
+def test_the_score_of_tokens_is_the_likelihood():
+    space = Tokens(5, 9, 4, 5)
+    prediction, ids = torch.randn(2, 5, 9), torch.randint(0, 9, (2, 5))
+    shares = np.exp(prediction.numpy()) / np.exp(prediction.numpy()).sum(-1, keepdims=True)
+    plain = -np.log(np.take_along_axis(shares, ids.numpy()[..., None], -1))[..., 0]
+    np.testing.assert_allclose(space.score(prediction, ids).numpy(), plain, rtol=1e-5)
+
+
+def test_words_alone_are_hidden_and_a_share_of_them():
+    space = Tokens(20, 50, 4, 5)
+    ids = torch.randint(5, 50, (64, 20))
+    ids[:, 0], ids[:, 15:] = 2, 0
+    hidden = choose_hidden(space, ids, None, 0.5, Draws(0, 64, 0, 64))
+    assert hidden.sum(1).tolist() == [7] * 64
+    assert not hidden[:, 0].any()
+    assert not hidden[:, 15:].any()
+
+
+def test_hidden_tokens_are_mostly_blank():
+    space = Tokens(50, 90, 4, 5)
+    ids = torch.full((400, 50), 7)
+    changed = space.hide(ids, torch.ones_like(ids, dtype=torch.bool), Draws(0, 400, 0, 400))
+    assert float((changed == 4).float().mean()) == pytest.approx(0.8, abs=0.01)
+    assert float((changed == 7).float().mean()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_generated_token_is_drawn_from_its_distribution():
+    space = Tokens(1, 3, 0, 0)
+    logits = torch.tensor([0.6, 0.3, 0.1]).log().expand(20_000, 1, 3)
+    drawn = space.fill(logits, Draws(0, 20_000, 0, 20_000)).flatten()
+    np.testing.assert_allclose(torch.bincount(drawn, minlength=3) / 20_000, [0.6, 0.3, 0.1], atol=0.015)
+
+
+def small(space, **options):
+    torch.manual_seed(0)
+    return transformer.build(space, transformer.Options(width=16, depth=1, heads=2, **options))
+
+
+def test_the_masked_autoencoder_learns_from_hidden_patches_alone():
+    space = Patches((1, 8, 8), (2, 2))
+    task = predict.build(space, small(space), predict.Options(width=16, depth=1))
+    pictures = torch.randn(2, 1, 8, 8)
+    task([Input(pictures)], Draws(1, 2, 0, 2))[0].backward()
+    order = Draws(1, 2, 0, 2).uniform(16).argsort(dim=1)
+    elements = space.split(Input(pictures))
+    seen = task.encoder.tokens(elements, None, order[:, :4])
+    changed = elements.clone().scatter_(1, order[:, 4:, None].expand(-1, -1, 4), 9.0)
+    assert torch.equal(seen, task.encoder.tokens(changed, None, order[:, :4]))
+
+
+def test_a_causal_encoder_does_not_see_what_it_predicts():
+    space = Tokens(6, 30, 4, 5)
+    encoder = small(space, causal=True).eval()
+    ids = torch.randint(5, 30, (1, 6))
+    other = ids.clone()
+    other[0, 4:] = 5
+    assert torch.allclose(encoder.tokens(ids, None)[:, :4], encoder.tokens(other, None)[:, :4], atol=1e-6)
+
+
+def test_padding_does_not_change_an_embedding():
+    encoder = small(Tokens(8, 30, 4, 5)).eval()
+    ids = torch.randint(5, 30, (1, 8))
+    padded = encoder(Input(ids, torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]])))
+    assert torch.allclose(padded, encoder(Input(ids[:, :5], torch.ones(1, 5))), atol=1e-6)
+
+
+def test_deceiving_trains_the_generator_and_not_the_encoder():
+    space = Patches((1, 8, 8), (4, 4))
+    task = adversarial.build(space, small(space), adversarial.Options(width=16, depth=1))
+    elements = torch.randn(2, 4, 16)
+    filled = torch.randn(2, 4, 16, requires_grad=True)
+    hidden = torch.ones(2, 4, dtype=torch.bool)
+    task._deceive(elements, filled, hidden.unsqueeze(-1), hidden, None).backward()
+    assert filled.grad.abs().sum() > 0
+    assert all(p.grad is None for p in task.encoder.parameters())

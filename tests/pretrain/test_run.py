@@ -1,0 +1,200 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from deploykit import settings
+from deploykit.errors import BusyError, CheckError, InputError, RecipeError, SourceError, UnknownNameError
+from deploykit.pretrain import run, trainer
+from deploykit.pretrain.recipe import PretrainRecipe
+from tests.pretrain import made
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def squares(tmp_path):
+    return made.pictures(tmp_path / "squares")
+
+
+@pytest.mark.parametrize("modality", ["image", "text", "audio"])
+@pytest.mark.parametrize("objective", ["match", "predict", "adversarial"])
+def test_every_objective_trains_on_every_modality(tmp_path, modality, objective):
+    data = made.data_for(modality, tmp_path)
+    recipe = made.recipe(tmp_path / "run", data, modality=modality, objective=objective, encoder="transformer")
+    outcome = run.pretrain(recipe)
+    found = made.losses(outcome.folder)
+    assert sorted(found) == [1, 2, 3, 4]
+    probes = outcome.card["probes"]
+    assert list(probes) == ["trained", "random initialisation", "raw input"]
+    assert all(0 <= row["held_out"]["linear"] <= 100 for row in probes.values())
+    assert probes["trained"] != probes["random initialisation"]
+
+
+@pytest.mark.parametrize("encoder", ["cnn", "resnet"])
+def test_matching_lowers_the_loss(tmp_path, squares, encoder):
+    sections = {"training": {"steps": 30, "lr": 0.01}}
+    recipe = made.recipe(tmp_path / "run", squares, encoder=encoder, **sections)
+    found = made.losses(run.pretrain(recipe).folder)
+    assert found[30] < 0.8 * found[1]
+
+
+def test_a_next_token_can_be_predicted(tmp_path):
+    data = made.data_for("text", tmp_path)
+    recipe = made.recipe(tmp_path / "run", data, modality="text", objective="predict", encoder="transformer")
+    table = recipe.to_data()
+    table["encoder"]["causal"] = table["objective"]["next"] = True
+    assert len(made.losses(run.pretrain(PretrainRecipe.from_data(table)).folder)) == 4
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, squares):
+    unbroken = run.pretrain(made.resumable(tmp_path / "unbroken", squares))
+    command = [sys.executable, "-m", "tests.pretrain.killed", str(tmp_path / "killed"), str(squares)]
+    child = subprocess.run(command, cwd=ROOT, env=made.one_thread(), capture_output=True, text=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert not (tmp_path / "killed" / run.CARD).exists()
+    resumed = run.pretrain(made.resumable(tmp_path / "killed", squares), resume=True)
+    assert resumed.card["training"]["resumed_at"] == 6
+    assert made.losses(resumed.folder) == made.losses(unbroken.folder)
+    assert (resumed.folder / run.WEIGHTS).read_bytes() == (unbroken.folder / run.WEIGHTS).read_bytes()
+    assert resumed.card["probes"] == unbroken.card["probes"]
+
+
+def test_a_finished_run_is_not_done_again(tmp_path, squares):
+    recipe = made.recipe(tmp_path / "run", squares)
+    first = run.pretrain(recipe)
+    again = run.pretrain(recipe)
+    assert again.unchanged
+    assert again.card == json.loads(json.dumps(first.card))
+    with pytest.raises(BusyError, match="another recipe"):
+        run.pretrain(made.recipe(tmp_path / "run", squares, training={"lr": 0.5}))
+
+
+def test_an_unfinished_run_is_not_overwritten(tmp_path, squares):
+    recipe = made.recipe(tmp_path / "run", squares)
+    run.pretrain(recipe)
+    (tmp_path / "run" / run.CARD).unlink()
+    with pytest.raises(BusyError) as caught:
+        run.pretrain(recipe)
+    assert "--resume" in caught.value.hint
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_checkpoint(tmp_path, squares):
+    recipe = made.recipe(tmp_path / "run", squares, training={"lr": 1e30, "steps": 40, "clip": 0.0, "save_every": 1})
+    with pytest.raises(CheckError, match=r"at step \d+; the last good checkpoint is .*last.safetensors"):
+        run.pretrain(recipe)
+    assert not (tmp_path / "run" / run.CARD).exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, squares):
+    run.pretrain(made.recipe(tmp_path / "run", squares))
+    (tmp_path / "run" / run.CARD).unlink()
+    with pytest.raises(SourceError, match="another architecture"):
+        run.pretrain(made.recipe(tmp_path / "run", squares, encoder="resnet"), resume=True)
+
+
+def test_nothing_to_resume_is_said(tmp_path, squares):
+    with pytest.raises(SourceError, match="no checkpoint"):
+        run.pretrain(made.recipe(tmp_path / "run", squares), resume=True)
+
+
+def test_unreadable_pictures_are_skipped_up_to_a_limit(tmp_path, squares):
+    (squares / "left" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"1 of 49 inputs cannot be read; the first: .*broken.png"):
+        run.pretrain(made.recipe(tmp_path / "run", squares))
+    outcome = run.pretrain(made.recipe(tmp_path / "run", squares, skip=0.1))
+    assert len(outcome.card["data"]["skipped"]) == 1
+    assert "broken.png" in outcome.card["data"]["skipped"][0]
+
+
+def test_one_class_alone_cannot_be_probed(tmp_path, squares):
+    for path in (squares / "right").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="all labels are 'left'"):
+        run.pretrain(made.recipe(tmp_path / "run", squares))
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        run.pretrain(made.recipe(tmp_path / "run", tmp_path / "empty"))
+
+
+def test_a_text_in_another_encoding_is_refused_with_its_line(tmp_path):
+    (tmp_path / "old.txt").write_bytes("fine\ncaf\xe9\n".encode("latin1"))
+    with pytest.raises(InputError, match="line 2 is not UTF-8"):
+        run.pretrain(made.recipe(tmp_path / "run", tmp_path / "old.txt", modality="text", encoder="transformer"))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path, squares):
+    with pytest.raises(RecipeError, match="batch is 64, and there are 36 samples"):
+        run.pretrain(made.recipe(tmp_path / "run", squares, training={"batch": 64}))
+
+
+def test_data_of_another_modality_is_refused(tmp_path, squares):
+    with pytest.raises(InputError, match="holds image data"):
+        run.pretrain(made.recipe(tmp_path / "run", squares, modality="audio"))
+
+
+@pytest.mark.parametrize("objective", ["predict", "adversarial"])
+def test_an_encoder_without_elements_is_refused(tmp_path, squares, objective):
+    with pytest.raises(RecipeError, match="needs an encoder of elements"):
+        run.pretrain(made.recipe(tmp_path / "run", squares, objective=objective))
+
+
+def test_unknown_keys_and_names_give_the_nearest(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        made.recipe(tmp_path, "x", training={"bacth": 3})
+    assert "batch" in caught.value.hint
+    table = made.recipe(tmp_path, "x").to_data()
+    table["encoder"] = {"name": "resnt"}
+    with pytest.raises(UnknownNameError) as unknown:
+        PretrainRecipe.from_data(table)
+    assert "resnet" in unknown.value.hint
+
+
+def test_a_recipe_survives_toml_and_overrides_replace_keys(tmp_path):
+    recipe = made.recipe(tmp_path / "run", tmp_path / "data")
+    path = tmp_path / "recipe.toml"
+    path.write_text(settings.dumps({"pretrain": recipe.to_data()}))
+    assert PretrainRecipe.from_toml(path) == recipe
+    changed = PretrainRecipe.from_toml(path, ["training.lr=0.5", "encoder.name=cnn", "data.train=['a.txt']"])
+    assert changed.training.lr == 0.5
+    assert changed.data.train == (str(tmp_path / "a.txt"),)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("pretrain-*.toml")), ids=lambda p: p.stem)
+def test_every_pretraining_recipe_is_valid(path):
+    assert PretrainRecipe.from_toml(path).data.train
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+def test_a_schedule_rises_and_ends_where_it_should(schedule):
+    options = made.recipe("o", "d", training={"schedule": schedule, "lr": 1.0, "warmup": 0.1}).training
+    rates = [trainer.rate(options, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[50] == pytest.approx({"cosine": 0.5868, "wsd": 1.0, "constant": 1.0}[schedule], abs=1e-3)
+    assert (rates[-1] == 1.0) == (schedule == "constant")
+    assert rates[-1] in (1.0, pytest.approx(0.0, abs=0.06))
+
+
+def test_accumulation_divides_the_batch(tmp_path, squares):
+    with pytest.raises(RecipeError, match="does not divide into 3"):
+        run.pretrain(made.recipe(tmp_path / "run", squares, training={"accumulate": 3}))
+
+
+def test_bfloat16_and_probes_during_training(tmp_path, squares):
+    recipe = made.recipe(tmp_path / "run", squares, training={"precision": "bf16"}, probe={"every": 2})
+    lines = []
+    run.pretrain(recipe, on_line=lines.append)
+    assert [line["step"] for line in lines if "probe" in line] == [2]
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines if "loss" in line)
+
+
+def test_a_collapse_is_told(tmp_path, squares):
+    recipe = made.recipe(tmp_path / "run", squares, probe={"rank_alarm": 1000.0})
+    assert run.pretrain(recipe).card["probes"]["trained"]["held_out"]["collapsed"]

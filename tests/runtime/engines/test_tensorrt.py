@@ -1,0 +1,284 @@
+"""The device side of TensorRT without a GPU: gate, cache, lanes and graphs; module and driver are plain Python."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploykit.runtime.engines import EngineOptions, _tensorrt, open_engine
+from deploykit.runtime.errors import BundleError, InputError, MissingError
+from deploykit.runtime.manifest import Card, Embedding, TensorSpec, Variant
+from deploykit.runtime.selection import Device, unmet
+from deploykit.runtime.tensorrt import cache
+from deploykit.runtime.tensorrt.build import Built
+from deploykit.runtime.tensorrt.driver import Cuda, Gpu, gpu
+from deploykit.runtime.tensorrt.flavour import RTX, TENSORRT, Flavour
+from deploykit.runtime.tensorrt.recipe import Bounds, Recipe
+from tests.runtime.tensorrt import fake
+
+GPU = Gpu("NVIDIA L4", "8.9", "13.0", 24 << 30)
+RECIPE = Recipe("fp16", "7.5", ({"x": Bounds((1, 3), (2, 3), (4, 3))},))
+CARD = Card(
+    name="sum",
+    modality="tensor",
+    inputs=(TensorSpec("x", "float32", ("batch", 3)),),
+    outputs=(TensorSpec("y", "float32", ("batch", 1)),),
+    embedding=Embedding("y", 1, "none", False),
+    preprocess={"kind": "none"},
+)
+
+
+def rows(count, seed=0):
+    return {"x": np.random.default_rng(seed).normal(size=(count, 3)).astype(np.float32)}
+
+
+def made(**options):
+    """(an engine on the fake driver, that driver); ``fail``, ``memory`` and ``captures`` go to the fakes."""
+    trt = fake.module(fail=options.pop("fail", ""))
+    device = fake.Device(trt, **options)
+    return _tensorrt.TensorRtEngine(trt, b"blob", CARD, RECIPE, device, {"engine": "fake"}), device
+
+
+def test_a_batch_comes_back_as_it_should_and_is_the_callers():
+    engine, _ = made()
+    first = engine.run(rows(3))["y"]
+    kept = first.copy()
+    engine.run(rows(3, seed=1))
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_allclose(first[:, 0], rows(3)["x"].sum(1), rtol=1e-6)
+
+
+def test_more_rows_than_the_profile_has_go_through_in_parts():
+    engine, _ = made()
+    np.testing.assert_allclose(engine.run(rows(11))["y"][:, 0], rows(11)["x"].sum(1), rtol=1e-6)
+
+
+def test_many_batches_come_back_in_order():
+    engine, _ = made()
+    outputs = engine.run_many(rows(1 + i % 4, seed=i) for i in range(9))
+    for i, output in enumerate(outputs):
+        np.testing.assert_allclose(output["y"][:, 0], rows(1 + i % 4, seed=i)["x"].sum(1), rtol=1e-6)
+
+
+def test_a_shape_that_comes_back_is_recorded_and_launched():
+    engine, device = made()
+    for i in range(6):
+        np.testing.assert_allclose(engine.run(rows(2, seed=i))["y"][:, 0], rows(2, seed=i)["x"].sum(1), rtol=1e-6)
+    assert device.launched == 4  # recorded at the third call
+
+
+def test_a_buffer_that_grows_drops_the_graphs():
+    engine, device = made()
+    for count in (2, 2, 2, 4, 2):
+        np.testing.assert_allclose(engine.run(rows(count))["y"][:, 0], rows(count)["x"].sum(1), rtol=1e-6)
+    assert device.graphs[1] is None
+
+
+def test_an_engine_that_cannot_be_recorded_runs_all_the_same():
+    engine, device = made(captures=False)
+    for i in range(5):
+        np.testing.assert_allclose(engine.run(rows(2, seed=i))["y"][:, 0], rows(2, seed=i)["x"].sum(1), rtol=1e-6)
+    assert device.launched == 0
+
+
+def test_close_gives_everything_back():
+    engine, device = made()
+    engine.run_many([rows(2), rows(3)])
+    engine.run(rows(4))
+    engine.close()
+    assert device.held == {}
+    assert device.closed
+    with pytest.raises(InputError, match="closed"):
+        engine.run(rows(1))
+
+
+@pytest.mark.parametrize(
+    ("fail", "kind", "said"),
+    [
+        ("deserialize", BundleError, "built by another version"),
+        ("context", MissingError, "not enough device memory"),
+        ("input shape", InputError, r"refuses \[2, 3\] for 'x'"),
+        ("execute", InputError, "does not run the engine"),
+    ],
+)
+def test_each_failure_is_an_error(fail, kind, said):
+    with pytest.raises(kind, match=said):
+        made(fail=fail)[0].run(rows(2))
+
+
+def test_too_little_memory_is_said_with_the_bytes():
+    with pytest.raises(MissingError, match="not enough memory on the GPU for 24 bytes"):
+        made(memory=16)[0].run(rows(2))
+
+
+def test_a_size_outside_the_profiles_is_refused():
+    with pytest.raises(InputError, match="outside the engine's profiles"):
+        made()[0].run({"x": np.ones((2, 5), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("found", "precision", "least", "cuda", "said"),
+    [
+        (None, "fp16", "7.5", 13, "needs an NVIDIA GPU"),
+        (GPU, "fp8", "12.0", 13, "needs compute capability 12.0, and the NVIDIA L4 has 8.9"),
+        (Gpu("NVIDIA L4", "8.9", "12.4", 1), "fp16", "7.5", 13, "speaks CUDA 12.4, and .* needs CUDA 13"),
+    ],
+)
+def test_the_gate_says_what_is_missing(monkeypatch, found, precision, least, cuda, said):
+    monkeypatch.setattr(Flavour, "cuda_major", lambda self: cuda)
+    with pytest.raises(MissingError, match=said) as caught:
+        _tensorrt.gate(RTX, Recipe(precision, least, ()), found)
+    assert caught.value.hint
+    assert _tensorrt.gate(RTX, RECIPE, GPU) is GPU
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_ENGINES", str(tmp_path / "engines"))
+    (tmp_path / "model.onnx").write_bytes(b"an onnx")
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def load(model, monkeypatch):
+    """``load(trt)``: the engine of the model, as `open_engine` would get it; (bytes, effective)."""
+
+    def run(trt, gpu=GPU, recipe=RECIPE):
+        return _tensorrt._engine(trt, TENSORRT, model, recipe, gpu)
+
+    return run
+
+
+def test_the_second_load_takes_the_cache(load, model):
+    trt = fake.module()
+    first, effective = load(trt)
+    again, later = load(trt)
+    assert (first, effective["from"], later["from"], trt.made.builds) == (again, "built now", "the cache", 1)
+    root = model.parent / "engines"
+    assert root.stat().st_mode & 0o777 == 0o700
+    kept = next(root.glob("*/engine.bin"))
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+@pytest.mark.parametrize("change", ["version", "gpu", "driver", "recipe", "model"])
+def test_anything_that_differs_builds_anew(load, model, change):
+    trt, device, recipe = fake.module(), GPU, RECIPE
+    load(trt)
+    if change == "version":
+        trt.__version__ = "11.1.0"
+    elif change == "gpu":
+        device = Gpu("NVIDIA A10", "8.6", "13.0", 1)
+    elif change == "driver":
+        device = Gpu("NVIDIA L4", "8.9", "13.1", 24 << 30)
+    elif change == "recipe":
+        recipe = Recipe("fp16", "7.5", RECIPE.profiles, workspace_mib=8)
+    else:
+        model.write_bytes(b"another onnx")
+    load(trt, device, recipe)
+    assert trt.made.builds == 2
+
+
+def test_a_stale_engine_is_announced(load, caplog):
+    load(fake.module(version="10.9.0"))
+    load(fake.module(version="11.0.0"))
+    assert any("10.9.0" in record.getMessage() and "anew" in record.getMessage() for record in caplog.records)
+
+
+def test_a_damaged_engine_is_built_anew(load, model):
+    trt = fake.module()
+    load(trt)
+    next((model.parent / "engines").glob("*/engine.bin")).write_bytes(b"half")
+    assert load(trt)[1]["from"] == "built now"
+
+
+def test_an_engine_of_the_bundle_is_taken_only_when_it_is_trusted(load, model, monkeypatch, caplog):
+    from deploykit.runtime.tensorrt.build import build, dumps
+
+    brought = build(fake.module(), "tensorrt", model, RECIPE, "8.9")
+    model.with_name("model.sm89.engine").write_bytes(brought.engine)
+    model.with_name("model.sm89.json").write_text(dumps(brought.metadata))
+    trt = fake.module()
+    assert load(trt)[1]["from"] == "built now"
+    monkeypatch.setenv("DEPLOYKIT_TRUST_ENGINES", "1")
+    assert load(trt)[1]["from"] == "the bundle"
+    model.with_name("model.sm89.engine").write_bytes(b"altered")
+    assert load(trt)[1]["from"] == "the cache"
+    assert "is damaged" in caplog.text
+
+
+def test_a_cache_that_others_may_write_to_is_refused(load, model):
+    root = model.parent / "engines"
+    root.mkdir()
+    root.chmod(0o777)
+    with pytest.raises(MissingError, match="others may write"):
+        load(fake.module())
+
+
+WANTED = {
+    **{"flavour": "tensorrt", "version": "11.0.0", "compute_capability": "8.9", "platform": "p"},
+    **{"model": "m", "recipe": "r"},
+}
+
+
+def slow_build(counter):
+    with Path(counter).open("a") as file:
+        file.write("x")
+    time.sleep(0.3)
+    engine = b"engine"
+    import hashlib
+
+    digests = {"model": "m", "recipe": "r", "engine": hashlib.sha256(engine).hexdigest()}
+    return Built(engine, {**WANTED, "recipe": {}, "digests": digests}, 0.3)
+
+
+def build_in_a_process(root, counter):
+    cache.get(Path(root), WANTED, lambda: slow_build(counter))
+
+
+def test_two_builders_of_one_key_do_the_work_once(tmp_path):
+    counter = tmp_path / "counter"
+    arguments = (tmp_path / "engines", WANTED, lambda: slow_build(counter))
+    threads = [threading.Thread(target=cache.get, args=arguments) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter.read_text() == "x"
+
+
+def test_a_build_that_is_killed_leaves_no_engine(tmp_path):
+    counter, root = tmp_path / "counter", tmp_path / "engines"
+    process = multiprocessing.get_context("fork").Process(target=build_in_a_process, args=(root, counter))
+    process.start()
+    while not counter.exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert not list(root.glob("*/engine.bin"))
+    assert cache.get(root, WANTED, lambda: slow_build(counter)).built  # the lock went with the process
+    assert not cache.get(root, WANTED, lambda: slow_build(counter)).built
+
+
+def test_a_variant_that_needs_a_gpu_is_not_chosen_without_one():
+    variant = Variant("v", "onnxruntime", "fp16", "v.onnx", requires={"compute_capability": "8.0"})
+    assert unmet(variant, Device(gpu=lambda: None)).startswith("no NVIDIA GPU")
+    old = Gpu("Tesla T4", "7.5", "13.0", 1)
+    assert unmet(variant, Device(gpu=lambda: old)) == "it needs compute capability 8.0, and the Tesla T4 has 7.5"
+
+
+def test_without_a_driver_there_is_no_gpu():
+    assert gpu("libnothing-of-the-kind.so") is None
+    with pytest.raises(MissingError, match="no NVIDIA GPU"):
+        Cuda("libnothing-of-the-kind.so")
+
+
+@pytest.mark.skipif(gpu() is not None, reason="there is a GPU here")
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_opening_without_a_gpu_says_so(model, target):
+    with pytest.raises(MissingError, match="NVIDIA GPU"):
+        open_engine(target, model, CARD, RECIPE.settings, EngineOptions())

@@ -1,0 +1,269 @@
+"""A TensorRT and a driver of plain Python: device memory is the host's, and engines add up their input's columns."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+from types import SimpleNamespace
+
+import numpy as np
+
+from deploykit.errors import MissingError
+
+
+class ILogger:
+    ERROR = 1
+
+    def __init__(self):
+        pass
+
+
+class TensorIOMode(enum.Enum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+class LayerType(enum.Enum):
+    QUANTIZE = 1
+    DEQUANTIZE = 2
+    OTHER = 3
+
+
+def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
+    """A flavour's module. ``fail`` names the call that answers as TensorRT does when it fails, with a line logged."""
+    made = SimpleNamespace(builds=0, configs=[], flags=None)
+
+    class Parser:
+        num_errors = 1
+
+        def __init__(self, network, log):
+            self.log = log
+
+        def parse_from_file(self, path):
+            return fail != "parse"
+
+        def get_error(self, index):
+            return SimpleNamespace(
+                desc=lambda: "UNSUPPORTED_NODE", node_operator=lambda: "Loop", node_name=lambda: "loop_1"
+            )
+
+    class Config(SimpleNamespace):
+        def set_memory_pool_limit(self, pool, size):
+            self.workspace = size
+
+        def set_flag(self, flag):
+            self.flag = flag
+
+        def set_compute_capability(self, capability, index):
+            self.capability = capability
+            return fail != "capability"
+
+        def add_optimization_profile(self, profile):
+            self.profiles = [*getattr(self, "profiles", []), profile]
+            return -1 if fail == "profile" else len(self.profiles) - 1
+
+        def create_timing_cache(self, data):
+            self.timings = data
+            return self
+
+        def set_timing_cache(self, cache, ignore):
+            return True
+
+        def get_timing_cache(self):
+            return self
+
+        def serialize(self):
+            return b"timings"
+
+    class Profile:
+        def __init__(self):
+            self.shapes = {}
+
+        def set_shape(self, name, low, usual, high):
+            if fail == "shape":
+                raise ValueError("min is larger than max")
+            self.shapes[name] = (low, usual, high)
+
+    class Builder:
+        def __init__(self, log):
+            self.log = log
+
+        def create_network(self, flags):
+            made.flags = flags
+            x = SimpleNamespace(name="x", shape=(-1, 3), dtype="DataType.FLOAT")
+            y = SimpleNamespace(name="y", shape=(-1, 1), dtype="DataType.FLOAT")
+            layers = [SimpleNamespace(type=t) for t in (LayerType.QUANTIZE, LayerType.DEQUANTIZE, LayerType.DEQUANTIZE)]
+            return SimpleNamespace(
+                num_inputs=1,
+                num_outputs=1,
+                num_layers=3,
+                get_input=lambda i: x,
+                get_output=lambda i: y,
+                get_layer=layers.__getitem__,
+            )
+
+        def create_builder_config(self):
+            made.configs.append(Config())
+            return made.configs[-1]
+
+        def create_optimization_profile(self):
+            return Profile()
+
+        def build_serialized_network(self, network, config):
+            made.builds += 1
+            if fail in ("build", "profile", "capability"):
+                self.log.log(1, "Error Code 9: no kernel for node 5")
+                self.log.log(1, "noise (cudaError 35: CUDA driver version is insufficient)")
+                self.log.log(2, "a warning")
+                return None
+            return json.dumps({"engine": made.builds}).encode()
+
+    class Context:
+        def __init__(self):
+            self.addresses, self.shapes, self.profile = {}, {}, 0
+
+        def set_optimization_profile_async(self, profile, stream):
+            self.profile = profile
+            return True
+
+        def set_input_shape(self, name, shape):
+            self.shapes[name] = tuple(shape)
+            return fail != "input shape"
+
+        def infer_shapes(self):
+            return []
+
+        def get_tensor_shape(self, name):
+            return (self.shapes["x"][0], 1)
+
+        def set_tensor_address(self, name, address):
+            self.addresses[name] = address
+            return True
+
+        def execute_async_v3(self, stream):
+            assert stream, "the default stream"
+            if fail == "execute":
+                return False
+            rows = self.shapes["x"][0]
+            addresses = dict(self.addresses)
+            made.device.queue(lambda: total(addresses, rows))
+            return True
+
+    class Engine:
+        num_io_tensors = 2
+
+        def get_tensor_name(self, index):
+            return "xy"[index]
+
+        def get_tensor_dtype(self, name):
+            return "FLOAT"
+
+        def get_tensor_mode(self, name):
+            return TensorIOMode.INPUT if name == "x" else TensorIOMode.OUTPUT
+
+        def create_execution_context(self):
+            return None if fail == "context" else Context()
+
+    class Runtime:
+        def __init__(self, log):
+            self.log = log
+
+        def deserialize_cuda_engine(self, blob):
+            if fail == "deserialize":
+                self.log.log(1, "the engine was built by another version")
+                return None
+            return Engine()
+
+    flags = SimpleNamespace(STRONGLY_TYPED=0) if strongly_typed else SimpleNamespace()
+    return SimpleNamespace(
+        __name__="fake",
+        __version__=version,
+        made=made,
+        ILogger=ILogger,
+        Builder=Builder,
+        OnnxParser=Parser,
+        Runtime=Runtime,
+        NetworkDefinitionCreationFlag=flags,
+        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        BuilderFlag=SimpleNamespace(VERSION_COMPATIBLE="version"),
+        HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere"),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+        LayerType=LayerType,
+        TensorIOMode=TensorIOMode,
+        **({"ComputeCapability": SimpleNamespace(**{f"SM{n}": n for n in sm})} if sm else {}),
+    )
+
+
+def total(addresses, rows):
+    x = np.frombuffer((ctypes.c_float * (rows * 3)).from_address(addresses["x"]), np.float32).reshape(rows, 3)
+    y = np.frombuffer((ctypes.c_float * rows).from_address(addresses["y"]), np.float32)
+    y[...] = x.sum(1)
+
+
+class Device:
+    """The driver: work waits in the stream until `wait`, or is recorded."""
+
+    def __init__(self, trt=None, *, memory=1 << 20, captures=True):
+        self.held, self.waiting, self.recording, self.graphs = {}, [], None, {}
+        self.memory, self.captures, self.launched, self.closed = memory, captures, 0, False
+        if trt is not None:
+            trt.made.device = self
+
+    def enter(self):
+        assert not self.closed
+
+    def allocate(self, size):
+        if size > self.memory:
+            raise MissingError(f"there is not enough memory on the GPU for {size} bytes", hint="smaller batches")
+        block = ctypes.create_string_buffer(size + 64)
+        address = ctypes.addressof(block)
+        self.held[address] = block
+        return address
+
+    allocate_host = allocate
+
+    def free(self, address):
+        del self.held[address]
+
+    free_host = free
+
+    def stream(self):
+        return 7
+
+    def close_stream(self, stream):
+        pass
+
+    def queue(self, work):
+        (self.waiting if self.recording is None else self.recording).append(work)
+
+    def to_device(self, address, host, size, stream):
+        self.queue(lambda: ctypes.memmove(address, host, size))
+
+    def to_host(self, host, address, size, stream):
+        self.queue(lambda: ctypes.memmove(host, address, size))
+
+    def wait(self, stream):
+        for work in self.waiting:
+            work()
+        self.waiting.clear()
+
+    def begin_capture(self, stream):
+        self.recording = []
+
+    def end_capture(self, stream):
+        recorded, self.recording = self.recording, None
+        if not self.captures:
+            raise MissingError("the NVIDIA driver answers cuStreamEndCapture with CUDA_ERROR", hint="")
+        self.graphs[len(self.graphs) + 1] = recorded
+        return len(self.graphs)
+
+    def launch(self, graph, stream):
+        self.launched += 1
+        self.waiting += self.graphs[graph]
+
+    def close_graph(self, graph):
+        self.graphs[graph] = None
+
+    def close(self):
+        self.closed = True
