@@ -61,4 +61,5 @@ def test_smoothing_can_be_switched_off(tmp_path):
 
 def test_every_form_has_its_quantizer():
     assert int8.CALIBRATED
-    assert int8.FORMS == {"openvino": "openvino", "onnxruntime": "onnxruntime", "tensorrt": "symmetric"}
+    assert set(int8.FORMS) == set(registry.names("targets"))
+    assert set(int8.FORMS.values()) == {"openvino", "onnxruntime", "symmetric"}
