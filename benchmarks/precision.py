@@ -2,6 +2,7 @@
 
     python benchmarks/precision.py                        # MiniLM on the data below DEPLOYKIT_DATA
     python benchmarks/precision.py --images DIR           # and the encoders that cifar_encoders.py left in DIR
+    python benchmarks/precision.py --images DIR --again   # those alone; the rest stays as it was measured
 
 Exports the encoder in every precision that its targets have, times all variants interleaved in one process, and runs
 ``auto`` twice: as the machine is, and with its newer instructions hidden from the engine. Writes ``precision.md`` and
@@ -26,6 +27,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.results import interval, ratio  # noqa: E402
 
+RESULT = HERE / "results" / "precision.json"
 TARGETS = ("onnxruntime", "openvino")
 ROUNDS = 24
 BLOCK_S = 0.1
@@ -143,7 +145,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# Precisions on a CPU",
         "",
-        "Written by the command below; every figure was measured in that one run.",
+        "Written by the command below; every time was measured in that one run.",
         "",
         f"- **Machine** {machine['cpu']}, {machine['cores']} cores, hardware id {machine['id']}; "
         f"{', '.join(f for f in machine['features'] if f.startswith(('amx', 'avx512_', 'avx_vnni')))}",
@@ -254,7 +256,13 @@ def main() -> None:
         "--limit", default="AVX512_CORE_VNNI", help="what ONEDNN_MAX_CPU_ISA is set to for the second auto"
     )
     parser.add_argument("--images", type=Path, default=None, help="folder of the encoders of cifar_encoders.py")
+    parser.add_argument("--again", action="store_true", help="measure the image encoders alone, and keep the rest")
     arguments = parser.parse_args()
+    images = Path(data) / "cifar10-jpeg"
+    if arguments.again:
+        result = json.loads(RESULT.read_text(encoding="utf-8"))
+        _write(result | {"images": image_rows(arguments.images, images)})
+        return
     sets = {"calibration": arguments.calibration} | (
         {"evaluation": arguments.evaluation} if arguments.evaluation else {}
     )
@@ -278,9 +286,13 @@ def main() -> None:
             for limit in ("", arguments.limit)
             for target in TARGETS
         ],
-        "images": image_rows(arguments.images, Path(data) / "cifar10-jpeg") if arguments.images else [],
+        "images": image_rows(arguments.images, images) if arguments.images else [],
     }
-    (HERE / "results" / "precision.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    _write(result)
+
+
+def _write(result: Mapping[str, Any]) -> None:
+    RESULT.write_text(json.dumps(result, indent=1), encoding="utf-8")
     (HERE / "precision.md").write_text(markdown(result), encoding="utf-8")
     print(HERE / "precision.md")
 

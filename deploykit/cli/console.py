@@ -147,7 +147,7 @@ def _report(error: Exception) -> int:
 
 
 def _interrupted() -> int:
-    say("interrupted; finished steps are kept, and the same command goes on from there")
+    say("interrupted; nothing is half-written, and finished steps of an export or a training are kept")
     return EXIT_INTERRUPTED
 
 

@@ -27,15 +27,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from deploykit import settings
 from deploykit.errors import DeploykitError, UnknownNameError, nearest
 from deploykit.runtime.bundle import PORTABLE_PATH, Bundle
-
-if TYPE_CHECKING:
-    from deploykit.sources import Options
 
 ROWS = 32
 TORCH = ("torch", "torch-bf16", "torch-compile")
@@ -43,7 +41,7 @@ PLAIN = ("plain-onnxruntime", "plain-openvino")
 NAMES = (*TORCH, *PLAIN)
 NONE = "none"
 _GROUPS = {"plain": PLAIN, "all": NAMES, NONE: ()}
-_KINDS = ("sentence-transformers", "transformers")
+_KINDS = ("sentence-transformers", "transformers", "checkpoint")
 _WHAT = {
     "torch": "the source in torch, eager, float32",
     "torch-bf16": "the source in torch, eager, bfloat16",
@@ -53,6 +51,8 @@ _WHAT = {
 }
 
 Encode = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+#: Where the source lies, and the options that it is opened with.
+Source = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _plain(bundle: Bundle, name: str) -> Baseline | tuple[str, str]:
     return Baseline(name, _WHAT[name], target, "fp32", size, f"{target}_subject", options)
 
 
-def _torch(bundle: Bundle, name: str, source: tuple[str, str] | Exception | None) -> Baseline | tuple[str, str]:
+def _torch(bundle: Bundle, name: str, source: Source | Exception | None) -> Baseline | tuple[str, str]:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         return "torch and transformers are not both installed", 'pip install "deploykit[export]"'
     if isinstance(source, DeploykitError):
@@ -128,7 +128,7 @@ def _torch(bundle: Bundle, name: str, source: tuple[str, str] | Exception | None
     options = {
         "bundle": str(bundle.root.resolve()),
         "model": source[0],
-        "kind": source[1],
+        "source": source[1],
         "bfloat16": name != "torch",
         "compiled": name == "torch-compile",
     }
@@ -136,10 +136,10 @@ def _torch(bundle: Bundle, name: str, source: tuple[str, str] | Exception | None
     return Baseline(name, _WHAT[name], "torch", precision, _weight_bytes(source[0]), "torch_subject", options)
 
 
-def _source(bundle: Bundle) -> tuple[str, str] | Exception:
-    """The folder that the bundle was exported from and its kind, or an error that says why it cannot be used."""
+def _source(bundle: Bundle) -> Source | Exception:
+    """The folder that the bundle was exported from and its options, or an error that says why it cannot be used."""
     from deploykit.errors import SourceError
-    from deploykit.sources import resolve
+    from deploykit.sources import Options, resolve
 
     said = bundle.manifest.provenance.get("source")
     said = said if isinstance(said, Mapping) else {}
@@ -150,24 +150,18 @@ def _source(bundle: Bundle) -> tuple[str, str] | Exception:
         # A bundle may come from anybody: code, and graphs of other kinds, are not run because it names them.
         return SourceError(f"its source is of the kind '{kind}', which is not opened for a baseline", hint="")
     try:
-        place = _local(model)
-        for options in _overrides(kind):
-            identity = resolve(place, options)
-            if identity.digest == digest:
-                return identity.location, kind
+        options = settings.read(Options, settings.table(said.get("options", {}), "options"), "the bundle's source")
+        if options.trust_remote_code:
+            return SourceError("its source runs code of its own, which is not done because a bundle says so", hint="")
+        identity = resolve(_local(model), options)
     except DeploykitError as error:
         return error
+    if identity.digest == digest:
+        return identity.location, {**settings.plain(options), "kind": kind}
     return SourceError(
         f"'{model}' is not what the bundle was exported from: its digest differs",
-        hint="it has changed since, or was exported with options of its own (pooling, max_length); build it again",
+        hint="it has changed since; build the bundle again",
     )
-
-
-def _overrides(kind: str) -> list[Options]:
-    """The options that an export has unless they were given: they are part of the digest."""
-    from deploykit.sources import Options
-
-    return [Options(), Options(kind=kind)]
 
 
 def _local(model: str) -> str:
@@ -335,7 +329,12 @@ def _open_openvino(threads: int | None, bundle: str) -> Subject:
 
 
 def _open_torch(
-    threads: int | None, bundle: str, model: str, kind: str, bfloat16: bool = False, compiled: bool = False
+    threads: int | None,
+    bundle: str,
+    model: str,
+    source: Mapping[str, Any],
+    bfloat16: bool = False,
+    compiled: bool = False,
 ) -> Subject:
     import torch
 
@@ -343,7 +342,7 @@ def _open_torch(
 
     if threads:
         torch.set_num_threads(threads)
-    module = open_source(model, Options(kind=kind)).module
+    module = open_source(model, Options(**source)).module
     assert module is not None
     module.eval()
     if bfloat16:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit import settings
 from deploykit.bundle.write import REFERENCE, Contents, check_output, write_bundle
 from deploykit.errors import BundleError, SelfTestError
 from deploykit.measure import fingerprint
@@ -92,7 +93,12 @@ def _contents(plan: Plan, decided: Decided, build: str) -> Contents:
         candidates=decided.candidates,
         provenance={
             "build": build,
-            "source": {"model": plan.recipe.source.model, "kind": plan.identity.kind, "digest": plan.identity.digest},
+            "source": {
+                "model": plan.recipe.source.model,
+                "kind": plan.identity.kind,
+                "digest": plan.identity.digest,
+                "options": settings.plain(plan.recipe.source.options),
+            },
             "export": {key: exported.metadata[key] for key in ("exporter", "proof", "notes")},
             **_samples_facts(artifacts),
             "machine": fingerprint.machine(),

@@ -39,6 +39,10 @@ ALPHA = 0.8
 _MOVES = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
+# NNCF's scale for a range of nothing is fp32's epsilon.
+_NO_RANGE = 1.2e-7
+
+
 class Wanted(Protocol):
     """What is read of the precision's options: kinds of products that stay in float, and whether to smooth."""
 
@@ -54,7 +58,7 @@ def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
 
     Whether the graph is treated as a transformer is read off the graph. Raises `RecipeError` without calibration
     inputs, or where nothing is left to quantize, `UnknownNameError` for a kind that does not exist, `MissingError`
-    without NNCF, and `ExportError` when NNCF fails or quantizes nothing.
+    without NNCF, `ExportError` when NNCF fails or quantizes nothing, `CheckError` for activations that are not finite.
     """
     import onnx
     import onnx_ir as ir
@@ -62,6 +66,7 @@ def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
     from deploykit.graph.attention import attention_sites
     from deploykit.graph.export import save
     from deploykit.quantize import products as finding
+    from deploykit.quantize.observe import observe
     from deploykit.quantize.static import check_calibration
 
     inputs = check_calibration(task.calibration)
@@ -73,6 +78,9 @@ def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
     attentions = len(attention_sites(graph_model.graph))
     with _quiet_nncf():
         quantized = _run(proto, task.calibration, attentions > 0, options.smooth, kept)
+    if _without_range(quantized):
+        # Where it found nothing finite NNCF goes on with the smallest scale there is: say which activation that was.
+        observe(proto, {product.activation: product.input_axis for product in products}, task.calibration)
     counts = _counts(quantized, products)
     if not counts["quantized"]:
         raise ExportError("NNCF quantized none of the model's products", hint="choose int8-dynamic, bf16 or fp32")
@@ -134,6 +142,16 @@ def _run(
             f"NNCF cannot quantize the model: {type(error).__name__}: {_last_line(error)}",
             hint="name what it stumbles over in keep, or choose int8-dynamic, bf16 or fp32",
         ) from error
+
+
+def _without_range(quantized: onnx.ModelProto) -> bool:
+    """Is there a scale of activations so small, or so far from a number, that no range can have been seen?"""
+    import numpy as np
+    from onnx import numpy_helper
+
+    names = {node.input[1] for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
+    scales = [numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name in names]
+    return any(bool((~(np.abs(scale) > _NO_RANGE)).any()) for scale in scales)
 
 
 @contextlib.contextmanager

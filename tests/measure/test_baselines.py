@@ -75,6 +75,30 @@ def test_what_is_not_installed_is_said(bundle, monkeypatch):
     assert "openvino is not installed" in said
 
 
+def test_the_options_of_the_export_are_part_of_the_source(bundle, tmp_path):
+    pytest.importorskip("torch")
+    from deploykit.sources import Options, resolve
+
+    folder = tiny.tiny_bert(tmp_path / "bert")
+    digest = resolve(str(folder), Options(pooling="cls", max_length=32)).digest
+    told = {"model": str(folder), "kind": "transformers", "digest": digest}
+    assert "digest differs" in reasons(saying(bundle, **told))
+    (found,), _ = baselines.find(saying(bundle, **told, options={"pooling": "cls", "max_length": 32}), ["torch"])
+    assert found.options["source"].items() >= {"kind": "transformers", "pooling": "cls", "max_length": 32}.items()
+    assert baselines.torch_subject(1, **{**found.options, "bundle": str(bundle.root)})
+
+
+def test_a_bundle_cannot_ask_for_code_of_the_source_to_be_run(bundle, tmp_path):
+    folder = tiny.tiny_bert(tmp_path / "bert")
+    evil = saying(bundle, model=str(folder), kind="transformers", digest="ab", options={"trust_remote_code": True})
+    assert "code of its own" in reasons(evil)
+
+
+@pytest.mark.parametrize("options", [{"no_such": 1}, {"max_length": "long"}, 7])
+def test_damaged_options_are_a_reason_and_no_crash(bundle, options):
+    assert reasons(saying(bundle, model="m", kind="transformers", digest="ab", options=options))
+
+
 def test_compiling_needs_a_compiler(bundle, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     from deploykit.sources import resolve
@@ -95,7 +119,8 @@ def test_torch_gives_the_vectors_of_the_source_in_the_callers_order(bundle, tmp_
     folder = tiny.tiny_bert(
         tmp_path / "bert", vocab_size=len(made.WORDS) + 80, max_position_embeddings=96, hidden_size=6
     )
-    opened = baselines.torch_subject(threads=1, bundle=str(bundle.root), model=str(folder), kind="transformers")
+    kind = {"kind": "transformers"}
+    opened = baselines.torch_subject(threads=1, bundle=str(bundle.root), model=str(folder), source=kind)
     texts = ["w1", "w1 w2 w3 w4", "w9 w9"]
     module = open_source(str(folder), Options(kind="transformers")).module
     expected = []
@@ -104,7 +129,7 @@ def test_torch_gives_the_vectors_of_the_source_in_the_callers_order(bundle, tmp_
         with torch.inference_mode():
             expected.append(module(input_ids=ids, attention_mask=torch.ones_like(ids)).numpy()[0])
     np.testing.assert_allclose(opened.encode(texts), np.stack(expected), atol=1e-5)
-    half = baselines.torch_subject(1, str(bundle.root), str(folder), "transformers", bfloat16=True)
+    half = baselines.torch_subject(1, str(bundle.root), str(folder), kind, bfloat16=True)
     assert half.effective["precision"] == "bf16"
     assert half.encode(texts).dtype == np.float32
     assert not np.allclose(half.encode(texts), np.stack(expected), atol=1e-6)

@@ -15,10 +15,11 @@ pytest.importorskip("openvino")
 
 import onnx
 
-from deploykit.errors import MissingError, RecipeError, UnknownNameError
+from deploykit.errors import CheckError, MissingError, RecipeError, UnknownNameError
 from deploykit.precisions import Task
 from deploykit.precisions.int8 import Options
 from deploykit.quantize.with_nncf import quantize
+from tests.quantize.made import feed_forward, random
 
 needs_nncf = pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="NNCF is not installed")
 
@@ -42,6 +43,17 @@ def quantized(tmp_path_factory):
         return made[key]
 
     return make
+
+
+@needs_nncf
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_activations_that_are_no_numbers_are_named_with_the_input(tmp_path, value):
+    onnx.save(feed_forward(), tmp_path / "portable.onnx")
+    batches = [{"x": random(4, 6, seed=i)} for i in range(10)]
+    batches[3]["x"][1, 2] = value
+    with pytest.raises(CheckError, match="holds NaN or infinity for calibration input 13"):
+        quantize(Task(tmp_path / "portable.onnx", None, "openvino", batches), Options(), tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def worst_cosine(path, portable, lengths):
@@ -120,6 +132,7 @@ import numpy as np
 from deploykit.precisions import Task
 from deploykit.precisions.int8 import Options
 from deploykit.quantize.with_nncf import quantize
+from tests.quantize.made import feed_forward, random
 from deploykit.runtime.manifest import Card, Embedding, TensorSpec
 inputs, outputs = (TensorSpec("x", "float32", ("n", 6)),), (TensorSpec("y", "float32", ("n", 4)),)
 card = Card("m", "tensors", inputs, outputs, Embedding("y", 4, "none", False), {"kind": "none"})
