@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from deploykit import data
+from deploykit import data, output
 from deploykit.data import Dataset, texts
-from deploykit.errors import InputError, MissingError
+from deploykit.errors import InputError
 from deploykit.runtime.manifest import Modality
 
 if TYPE_CHECKING:
@@ -58,28 +56,15 @@ def check_output(path: Path) -> None:
     """Refuse an output that could not be written, before the work is done for nothing."""
     if path.suffix != ".npy":
         raise InputError(f"vectors are written as .npy, and the output is '{path}'", hint=f"call it {path.name}.npy")
-    if path.is_dir():
-        raise InputError(f"the output '{path}' is a folder", hint=f"name a file: {path / 'vectors.npy'}")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder '{path.parent}' to write '{path.name}' into", hint="create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise MissingError(f"the folder '{path.parent}' cannot be written", hint="choose another folder")
+    output.check_output(path, "vectors.npy")
 
 
 def save(vectors: np.ndarray, path: Path) -> None:
     """Write ``vectors`` to ``path`` in one rename: a reader sees the old file or the whole new one."""
     import numpy as np
 
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, vectors, allow_pickle=False)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with output.replacing(path) as file:
+        np.save(file, vectors, allow_pickle=False)
 
 
 _PLURAL: dict[Modality, str] = {"text": "texts", "image": "images", "audio": "sounds", "tensor": "tensors"}

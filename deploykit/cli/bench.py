@@ -81,9 +81,10 @@ def bench(
     """
     from deploykit.measure import bench as library
     from deploykit.measure import history, result
+    from deploykit.output import check_output
 
     for path in filter(None, (output, html, markdown)):
-        result.check_output(path)
+        check_output(path, "result.json")
     if append is not None:
         history.check_folder(append)
     choices = library.Choices(
@@ -123,15 +124,15 @@ def bench(
 
 def write_forms(found: Mapping[str, Any], html: Path | None, markdown: Path | None) -> None:
     """The report of a result, in the forms that were asked for."""
-    from deploykit.measure.result import replace_text
+    from deploykit.output import write_text
     from deploykit.report import bench_html, bench_markdown, bench_model
 
     report = bench_model.from_result(found)
     if html is not None:
-        replace_text(html, bench_html.render(report))
+        write_text(html, bench_html.render(report))
         console.say(f"report: {html}")
     if markdown is not None:
-        replace_text(markdown, bench_markdown.render(report))
+        write_text(markdown, bench_markdown.render(report))
         console.say(f"report: {markdown}")
 
 

@@ -76,10 +76,11 @@ def drift(
     from deploykit import drift as library
     from deploykit.budget import Budget
     from deploykit.drift import run, text
+    from deploykit.output import check_output
 
     limits = Budget.parse(budget) if budget is not None else None
     if output is not None:
-        run.check_output(output)
+        check_output(output, "drift.json")
     choices = library.Choices(limits, labels, where, kind, threads)
     with console.Progress() as progress:
         progress.begin("opening")

@@ -111,12 +111,12 @@ def gate(
     Example: deploykit gate new.bundle --baseline old.bundle --data texts.txt
     """
     from deploykit import gate as library
-    from deploykit.gate import outputs
+    from deploykit.output import check_output
 
     page = _summary_path(summary)
     for path in (output, junit, page):
         if path is not None:
-            outputs.check(path)
+            check_output(path, "gate.json")
     choices = library.Choices(
         budget, data, threads, everything, seed, baseline_digest or "", calibration, python, baseline_python
     )

@@ -33,9 +33,10 @@ def report(
     from deploykit.cli.bench import show, write_forms
     from deploykit.errors import InputError
     from deploykit.measure import result
+    from deploykit.output import check_output
 
     for path in filter(None, (html, markdown)):
-        result.check_output(path)
+        check_output(path, "report.html")
     if what[0] == "history" and len(what) == 2:
         _history(Path(what[1]), html, markdown, json)
         return
@@ -52,13 +53,13 @@ def report(
 
 def _history(folder: Path, html: Path | None, markdown: Path | None, json: bool) -> None:
     from deploykit.measure import history
-    from deploykit.measure.result import replace_text
+    from deploykit.output import write_text
     from deploykit.report import bench_history
 
     found = history.read(folder)
     for path, render in ((html, bench_history.html), (markdown, bench_history.markdown)):
         if path is not None:
-            replace_text(path, render(found))
+            write_text(path, render(found))
             console.say(f"report: {path}")
     if json:
         console.print_json(bench_history.data(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from json import dumps
@@ -19,6 +18,7 @@ from deploykit.drift.comparison import Drift, Size, compare
 from deploykit.drift.judging import Verdict, check_budget, verdict
 from deploykit.drift.where import Where, check, where
 from deploykit.errors import CheckError, InputError, MissingError
+from deploykit.output import write_text
 from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.loading import split_variant
 from deploykit.runtime.manifest import Card, Modality, TensorSpec
@@ -141,28 +141,9 @@ def drift(
     return Result(before.side, after.side, found.name if found else "", size, result, judged, place, note)
 
 
-def check_output(path: Path) -> None:
-    """Refuse an output that could not be written, before the work is done for nothing."""
-    if path.is_dir():
-        raise InputError(f"the output '{path}' is a folder", hint=f"name a file: {path / 'drift.json'}")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder '{path.parent}' to write '{path.name}' into", hint="create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise MissingError(f"the folder '{path.parent}' cannot be written", hint="choose another folder")
-
-
 def save(result: Result, path: Path) -> None:
     """Write the result as JSON in one rename."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(dumps(result.to_json(), indent=1, ensure_ascii=False, default=str) + "\n")
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, dumps(result.to_json(), indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _is_vectors(spec: str) -> bool:

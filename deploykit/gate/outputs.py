@@ -6,16 +6,14 @@ cannot be told or was not measured is skipped. Annotations after docs.github.com
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
-from deploykit.errors import InputError, MissingError
 from deploykit.gate.result import AaResult, Result, Row
+from deploykit.output import write_text
 
 #: GitHub cuts nothing: a longer summary is an error there.
 SUMMARY_BYTES = 2**20
@@ -96,31 +94,11 @@ def annotation(result: Result) -> str:
 
 def write(text: str, path: Path, *, append: bool = False) -> None:
     """Write ``text`` in one rename, or add it to the end, as a step's summary wants it."""
-    check(path)
-    if append:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+    if not append:
+        write_text(path, text)
         return
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def check(path: Path) -> None:
-    """Refuse an output that could not be written, before the work is done for nothing."""
-    if path.is_dir():
-        raise InputError(f"the output '{path}' is a folder", hint="name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder '{path.parent}' to write '{path.name}' into", hint="create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise MissingError(f"the folder '{path.parent}' cannot be written", hint="choose another folder")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _add_case(suite: ElementTree.Element, row: Row, result: Result) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import InputError, MissingError
-from deploykit.measure.result import replace_text
+from deploykit.output import write_text
 
 SCHEMA = "deploykit.bench-history/1"
 SUFFIX = ".jsonl"
@@ -122,7 +122,7 @@ def append(result: Mapping[str, Any], folder: Path) -> Path:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if text and not text.endswith("\n"):
             text += "\n"
-        replace_text(path, text + json.dumps(line, sort_keys=True) + "\n")
+        write_text(path, text + json.dumps(line, sort_keys=True) + "\n")
     return path
 
 

@@ -14,13 +14,13 @@ import json
 import math
 import os
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import InputError, MissingError
+from deploykit.errors import InputError
+from deploykit.output import write_text
 
 SCHEMA = "deploykit.bench/1"
 # With this many calls at least two lie above the 99th percentile with a confidence of 99 % (Wilks 1941, second order:
@@ -127,31 +127,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def save(data: Mapping[str, Any], path: Path) -> None:
     """Check ``data`` and write it to ``path`` in one rename."""
     check(data)
-    replace_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
-def replace_text(path: Path, content: str) -> None:
-    """Write ``content`` to ``path`` in one rename: a reader sees the old file or the whole new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def check_output(path: Path) -> None:
-    """Refuse an output that could not be written, before minutes of measuring are done for nothing."""
-    if path.is_dir():
-        raise InputError(f"the output '{path}' is a folder", hint=f"name a file in it: {path / 'result.json'}")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder '{path.parent}' to write '{path.name}' into", hint="create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise MissingError(f"the folder '{path.parent}' cannot be written", hint="choose another folder")
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def _ranks(n: int, q: float, alpha: float) -> tuple[int, int]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
+from deploykit.output import write_text
 from deploykit.report import html, markdown, model, terminal
 from deploykit.runtime.manifest import Manifest
 
@@ -25,7 +24,7 @@ def write(manifest: Manifest, bundle: Path) -> Path:
         "json": json.dumps(model.result(manifest), indent=1, sort_keys=True) + "\n",
     }
     for form, path in paths(bundle).items():
-        _replace(path, texts[form])
+        write_text(path, texts[form])
     return paths(bundle)["html"]
 
 
@@ -37,16 +36,3 @@ def paths(bundle: Path) -> dict[str, Path]:
 def text(manifest: Manifest, location: str, width: int = 100) -> str:
     """The report as plain text."""
     return terminal.render(model.from_manifest(manifest, location), width)
-
-
-def _replace(path: Path, content: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

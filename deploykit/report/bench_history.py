@@ -7,10 +7,11 @@ from html import escape
 
 from deploykit.measure.history import LEAST_CHANGE, Change, History, Trend
 from deploykit.report import bench_plots as plots
-from deploykit.report.bench_html import figure, legend_of, page
+from deploykit.report.bench_html import figure, legend_of
 from deploykit.report.bench_plots import Place, Series
 from deploykit.report.markdown import escape as escape_markdown
 from deploykit.report.model import clean, number
+from deploykit.report.page import page
 from deploykit.report.terminal import table
 
 METHOD = (
@@ -51,7 +52,7 @@ def html(history: History) -> str:
         f'<header><h1>Bench history</h1>{said}<p class="quiet">{escape(METHOD)}</p></header>'
         f'<section><h2>Trends</h2>{keys}<div class="plots">{"".join(drawn)}</div></section>'
     )
-    return page("Bench history", body)
+    return page("Bench history", body, "bench.css")
 
 
 def data(history: History) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
 
 from deploykit.report import bench_plots as plots
 from deploykit.report.bench_model import (
@@ -21,31 +20,23 @@ from deploykit.report.bench_model import (
 from deploykit.report.bench_plots import Place, Series
 from deploykit.report.bench_terminal import legend
 from deploykit.report.model import number
-
-_TEXT_OF_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+from deploykit.report.page import page, section
 
 
 def render(report: BenchReport) -> str:
     """A complete document. Everything that comes from the result is escaped, and the policy allows no script."""
     sections = [
-        _section("Latency against batch", _against_batch(report, "latency")),
-        _section("Throughput", _against_batch(report, "throughput")),
-        _section("Accuracy against latency", _pareto(report)),
-        _section("Drift by size of the input", _drift(report)),
-        _section("Every figure", _figures(report)),
-        _section("Cold start, memory, accuracy", _costs(report)),
-        _section("What really runs", _audit(report)),
-        _section("Not measured", _unavailable(report)),
-        _section("Measured with", _facts(report)),
+        section("Latency against batch", _against_batch(report, "latency")),
+        section("Throughput", _against_batch(report, "throughput")),
+        section("Accuracy against latency", _pareto(report)),
+        section("Drift by size of the input", _drift(report)),
+        section("Every figure", _figures(report)),
+        section("Cold start, memory, accuracy", _costs(report)),
+        section("What really runs", _audit(report)),
+        section("Not measured", _unavailable(report)),
+        section("Measured with", _facts(report)),
     ]
-    return page(report.title, _header(report) + "".join(sections))
-
-
-def page(title: str, body: str) -> str:
-    """A document with the style of all bench reports around ``body``, which is HTML already."""
-    folder = resources.files("deploykit.report")
-    style = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "bench.css"))
-    return _PAGE.format(title=escape(title), style=style, body=body, policy=_TEXT_OF_CSP)
+    return page(report.title, _header(report) + "".join(sections), "bench.css")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -255,23 +246,3 @@ def _short(point: PointRow) -> str:
 def _compact(size: str) -> str:
     """``33 to 64`` as ``33–64``: there is little room below a bar."""
     return size.replace("sides of ", "").replace(" to ", "–")
-
-
-def _section(title: str, body: str) -> str:
-    """A section, or nothing when it has nothing to say."""
-    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>{body}</main></body>
-</html>
-"""

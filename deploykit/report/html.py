@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from html import escape
-from importlib import resources
 
 from deploykit.report.model import (
     CANDIDATE_HEADER,
@@ -17,6 +16,7 @@ from deploykit.report.model import (
     number,
     size_text,
 )
+from deploykit.report.page import page, section
 
 # The drift bar is logarithmic: from 1e-8, which float32 cannot tell from 0, to 1.
 _DRIFT_DECADES = 8
@@ -25,19 +25,18 @@ _DRIFT_DECADES = 8
 def render(report: Report) -> str:
     """A complete document. Everything that comes from the bundle is escaped, and the policy allows no script."""
     sections = [
-        _section("Variants", _variants(report)),
-        _section("Candidates", _candidates(report)),
-        _section("Search for a partial variant", _trials(report)),
-        _section("Drift on real inputs", _drift(report)),
-        _section("Latency", _latency(report)),
-        _section("What really runs", _audit(report)),
-        _section("Refused", _refused(report)),
-        _section("Load it", f"<pre><code>{escape(report.usage)}</code></pre>"),
-        _section("Encoder", _pairs(report.facts)),
-        _section("Provenance", _pairs(report.provenance)),
+        section("Variants", _variants(report)),
+        section("Candidates", _candidates(report)),
+        section("Search for a partial variant", _trials(report)),
+        section("Drift on real inputs", _drift(report)),
+        section("Latency", _latency(report)),
+        section("What really runs", _audit(report)),
+        section("Refused", _refused(report)),
+        section("Load it", f"<pre><code>{escape(report.usage)}</code></pre>"),
+        section("Encoder", _pairs(report.facts)),
+        section("Provenance", _pairs(report.provenance)),
     ]
-    style = resources.files("deploykit.report").joinpath("report.css").read_text(encoding="utf-8")
-    return _PAGE.format(title=escape(report.title), style=style, body=_header(report) + "".join(sections))
+    return page(report.title, _header(report) + "".join(sections))
 
 
 def _header(report: Report) -> str:
@@ -206,23 +205,3 @@ def _refused(report: Report) -> str:
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     items = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in pairs)
     return f'<dl class="pairs">{items}</dl>' if items else ""
-
-
-def _section(title: str, body: str) -> str:
-    """A section, or nothing when it has nothing to say."""
-    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>{body}</main></body>
-</html>
-"""

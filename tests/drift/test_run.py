@@ -6,9 +6,9 @@ import pytest
 from deploykit.budget import Budget
 from deploykit.data import read
 from deploykit.drift import Choices, drift
-from deploykit.drift.run import check_output, save
+from deploykit.drift.run import save
 from deploykit.drift.text import render
-from deploykit.errors import BundleError, InputError, MissingError
+from deploykit.errors import BundleError, InputError
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -164,14 +164,6 @@ def test_what_is_written_is_plain_json(texts, data, tmp_path):
     assert found["drift"]["figures"]["drift"]["n"] == 40
     assert found["verdict"]["left_out"] == ["size<=1MB"]
     assert len(found["candidate"]["digest"]) == 64
-
-
-def test_an_output_that_cannot_be_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no folder"):
-        check_output(tmp_path / "nowhere" / "r.json")
-    with pytest.raises(InputError, match="is a folder"):
-        check_output(tmp_path)
-    assert MissingError.exit_code == 4
 
 
 def test_progress_is_told(texts, data):

@@ -5,7 +5,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from deploykit.errors import InputError
 from deploykit.gate import AaResult, Identity, Result, Row, outputs, text
 from deploykit.measure.noise import MODELS, Simulated
 from deploykit.measure.paired import compare
@@ -116,14 +115,9 @@ def test_the_noise_of_the_gate_itself_has_a_page_and_a_text():
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["half_width"] > 0
 
 
-def test_files_are_checked_before_the_work_and_written_whole(tmp_path):
-    with pytest.raises(InputError, match="is a folder"):
-        outputs.check(tmp_path)
-    with pytest.raises(InputError, match="there is no folder"):
-        outputs.check(tmp_path / "no" / "r.xml")
+def test_a_page_is_replaced_or_added_to(tmp_path):
     outputs.write("one\n", tmp_path / "r.md")
     outputs.write("two\n", tmp_path / "r.md", append=True)
     assert (tmp_path / "r.md").read_text() == "one\ntwo\n"
     outputs.write("three\n", tmp_path / "r.md")
-    assert [p.name for p in tmp_path.iterdir()] == ["r.md"]
     assert (tmp_path / "r.md").read_text() == "three\n"

@@ -86,13 +86,6 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, text):
         result.read(tmp_path / "r.json")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    (tmp_path / "r.txt").write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        result.replace_text(tmp_path / "r.txt", "\ud800")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("r.txt", "old")]
-
-
 def test_the_median_lies_in_its_interval_and_the_interval_is_exact():
     found = result.quantile([float(i) for i in range(1, 101)], 0.5)
     # The sign-test interval of 100 values: ranks 40 and 61.
@@ -136,10 +129,3 @@ def test_rates_come_from_the_wall_clock_and_padding_is_no_token():
     assert found["tokens_per_s"]["value"] == 8000.0
     assert found["padding"] == 0.2
     assert found["p50_ms"]["n"] == 150
-
-
-@pytest.mark.parametrize("name", ["absent/r.json", "."])
-def test_an_output_that_cannot_be_written_is_refused_beforehand(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError):
-        result.check_output(Path(name))
