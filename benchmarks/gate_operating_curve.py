@@ -42,6 +42,7 @@ class Setting:
     digest: str
     variant: str
     budget: str
+    workload: str | None
     threads: int | None
     timing: dict[str, Any]
     rules: dict[str, Any]
@@ -54,6 +55,7 @@ def main() -> int:
     choices = Choices(
         budget=options.budget,
         data=options.data,
+        workload=options.workload,
         threads=options.threads,
         timing=Timing(options.seconds, options.calls, options.warm_seconds, options.warm_calls),
         rules=Rules(options.screen, tuple(options.confirm)),
@@ -64,6 +66,7 @@ def main() -> int:
         digest=Bundle.open(place).digest,
         variant=variant or "",
         budget=str(limits(choices.budget).only(["p50", "p99", "throughput"])),
+        workload=options.workload,
         threads=options.threads,
         timing=asdict(choices.timing),
         rules=asdict(choices.rules),
@@ -143,7 +146,8 @@ def rendered(kept: dict[str, Any], command: str) -> str:
         "# The gate's operating curve",
         "",
         f"`{setting['bundle']}@{setting['variant'] or 'its best variant'}` against itself, through the gate's own",
-        f"processes and rules, budget `{setting['budget']}`. A slower candidate burns that share of every call's time.",
+        f"processes and rules, budget `{setting['budget']}`, timed: {setting['workload'] or 'single and batch'}.",
+        "A slower candidate burns that share of every call's time.",
         "",
         "| candidate | runs | FAIL | PASS | INCONCLUSIVE | rate of FAIL, exact 95 % interval | median time of a run |",
         "|---|---|---|---|---|---|---|",
@@ -185,6 +189,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--bundle", required=True, help="NAME.bundle@variant")
     parser.add_argument("--data", help="as for `deploykit gate`")
     parser.add_argument("--budget")
+    parser.add_argument("--workload", choices=("single", "batch"), help="time one alone: half the time")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the runs, to try it out")
     for name in ("seconds", "calls", "warm_seconds", "warm_calls"):

@@ -45,6 +45,11 @@ _DATA = typer.Option(
     "the baseline's self-test inputs and deploykit's own.",
     show_default=False,
 )
+_WORKLOAD = typer.Option(
+    metavar="NAME",
+    help="Time one workload alone: single (one input) or batch (8 inputs). Default: both.",
+    show_default=False,
+)
 _DIGEST = typer.Option(
     "--baseline-digest", metavar="SHA256", help="Refuse any other baseline: its digest, or 8 digits and more of it."
 )
@@ -89,6 +94,7 @@ def gate(
     baseline: Annotated[str | None, _BASELINE] = None,
     budget: Annotated[str | None, _BUDGET] = None,
     data: Annotated[str | None, _DATA] = None,
+    workload: Annotated[str | None, _WORKLOAD] = None,
     baseline_digest: Annotated[str | None, _DIGEST] = None,
     python: Annotated[Path | None, _PYTHON] = None,
     baseline_python: Annotated[Path | None, _BASELINE_PYTHON] = None,
@@ -118,7 +124,7 @@ def gate(
         if path is not None:
             check_output(path, "gate.json")
     choices = library.Choices(
-        budget, data, threads, everything, seed, baseline_digest or "", calibration, python, baseline_python
+        budget, data, workload, threads, everything, seed, baseline_digest or "", calibration, python, baseline_python
     )
     if aa is not None:
         _refuse_with_aa(

@@ -10,11 +10,14 @@ import numpy as np
 
 from deploykit import data
 from deploykit.data import Dataset
+from deploykit.errors import InputError, UnknownNameError, nearest
 from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.selftest import read_inputs
 
 #: Inputs of a timed batch: a process takes 64 calls of it, and there are up to 140 processes.
 BATCH = 8
+#: What is timed, unless one of them is chosen.
+WORKLOADS = ("single", "batch")
 _BUILTIN = {"text": "builtin:sentences", "image": "builtin:images", "audio": "builtin:tones"}
 
 
@@ -35,18 +38,28 @@ def dataset(spec: str | None, examples: str | None) -> Dataset:
     return Dataset(f"the self-test's inputs and {known.name}", modality, [*inputs, *known.inputs])
 
 
-def points(found: Dataset, folder: Path) -> list[dict[str, Any]]:
+def check_workload(name: str | None) -> None:
+    """`UnknownNameError` for what is no workload."""
+    if name not in (None, *WORKLOADS):
+        raise UnknownNameError(f"there is no workload '{name}'", hint=nearest(str(name), WORKLOADS))
+
+
+def points(found: Dataset, folder: Path, only: str | None = None) -> list[dict[str, Any]]:
     """The timed workloads, as jobs of the measuring process want them: ``single``, one input of middling size, and
-    ``batch``, `BATCH` inputs over all sizes. What JSON cannot hold goes into files below ``folder``.
+    ``batch``, `BATCH` inputs over all sizes; or the one called ``only``. What JSON cannot hold goes into files below
+    ``folder``. `InputError` where a batch was asked for and there is one input.
     """
     order = _by_size(found)
     chosen = {"single": [order[len(order) // 2]]}
     if len(order) > 1:
         count = min(BATCH, len(order))
         chosen["batch"] = [order[(2 * i + 1) * len(order) // (2 * count)] for i in range(count)]
+    if only is not None and only not in chosen:
+        raise InputError(f"{found.name} holds one input, which makes no batch", hint="give more data, or time single")
     return [
         {"name": name, "inputs": _kept([found.inputs[place] for place in places], folder / f"{name}.npz")}
         for name, places in chosen.items()
+        if only in (None, name)
     ]
 
 

@@ -39,12 +39,14 @@ Heard = Callable[[str], None]
 @dataclass(frozen=True)
 class Choices:
     """How to judge. ``budget``: text, a profile, a file, or None for the default. ``data`` None: the self-test's inputs
-    and deploykit's own. ``everything``: go on after a failure. ``digest`` pins the baseline. ``calibration`` is the
-    JSON of an earlier `aa` on this machine. ``python`` and ``baseline_python`` run the two sides.
+    and deploykit's own. ``workload``: time ``single`` or ``batch`` alone. ``everything``: go on after a failure.
+    ``digest`` pins the baseline. ``calibration`` is the JSON of an earlier `aa` on this machine. ``python`` and
+    ``baseline_python`` run the two sides.
     """
 
     budget: str | os.PathLike[str] | Budget | None = None
     data: str | None = None
+    workload: str | None = None
     threads: int | None = None
     everything: bool = False
     seed: int = 0
@@ -68,6 +70,7 @@ def gate(
     when an engine is not there or the machine is another, `StepCrashError` when a process dies or hangs.
     """
     choices = choices or Choices()
+    inputs.check_workload(choices.workload)
     began = time.monotonic()
     budget = limits(choices.budget)
     ours = open_side("candidate", candidate, choices.python)
@@ -110,6 +113,7 @@ def aa(
     Every run has a seed of its own, counted up from ``choices.seed``; ``on_run`` hears what each found.
     """
     choices = choices or Choices()
+    inputs.check_workload(choices.workload)
     if runs < 1:
         raise RecipeError(f"{runs} runs were asked for", hint="give 1 or more; 12 take about half an hour")
     began = time.monotonic()
@@ -191,7 +195,7 @@ class _Run:
         """Run the pairs; the machine must be the same one to the end."""
         choices = self.choices
         with tempfile.TemporaryDirectory() as folder:
-            points = inputs.points(self.found, Path(folder))
+            points = inputs.points(self.found, Path(folder), choices.workload)
             limited = timing.metrics(self.budget, points)
             clock = timing.Clock(self.sides, points, choices.timing, choices.threads, list(limited))
             compared = compare(clock, limited, choices.seed, choices.rules, self._heard)

@@ -41,11 +41,12 @@ def test_exit_codes_are_pass_fail_and_cannot_tell(command, told, status, code):
 def test_every_option_reaches_the_library(command, told):
     words = ["--budget", "edge", "--data", "t.txt", "--baseline-digest", "abcdef01", "--python", "/a/python"]
     words += ["--baseline-python", "/b/python", "--calibration", "aa.json", "--all", "--seed", "9", "--threads", "1"]
+    words += ["--workload", "single"]
     assert command("gate", "n", "--baseline", "o", *words)[0] == 0
     found = told.choices
     assert (found.budget, found.data, found.digest, str(found.python)) == ("edge", "t.txt", "abcdef01", "/a/python")
     assert (str(found.baseline_python), str(found.calibration)) == ("/b/python", "aa.json")
-    assert (found.everything, found.seed, found.threads) == (True, 9, 1)
+    assert (found.everything, found.seed, found.threads, found.workload) == (True, 9, 1, "single")
 
 
 def test_all_outputs_are_written_also_when_it_fails(command, told, tmp_path, monkeypatch):

@@ -371,6 +371,17 @@ def test_rates_have_exact_bounds():
 
 def test_options_that_nobody_reads_do_not_exist():
     assert {f.name for f in dataclasses.fields(Choices)} == {
-        *("budget", "data", "threads", "everything", "seed", "digest", "calibration", "python", "baseline_python"),
+        *(
+            "budget",
+            "data",
+            "workload",
+            "threads",
+            "everything",
+            "seed",
+            "digest",
+            "calibration",
+            "python",
+            "baseline_python",
+        ),
         *("timing", "rules"),
     }

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from deploykit.data import Dataset
+from deploykit.errors import InputError, UnknownNameError
 from deploykit.gate import inputs
 from deploykit.measure import worker
 
@@ -37,6 +38,17 @@ def test_the_same_data_gives_the_same_workloads(tmp_path):
 
 def test_one_input_makes_no_batch(tmp_path):
     assert [p["name"] for p in inputs.points(Dataset("t", "text", ["only"]), tmp_path)] == ["single"]
+
+
+def test_one_workload_can_be_chosen(tmp_path):
+    texts = Dataset("t", "text", ["a", "b c", "d e f"])
+    for name in inputs.WORKLOADS:
+        assert [p["name"] for p in inputs.points(texts, tmp_path, name)] == [name]
+    with pytest.raises(InputError, match="makes no batch"):
+        inputs.points(Dataset("t", "text", ["only"]), tmp_path, "batch")
+    with pytest.raises(UnknownNameError, match="no workload 'bach'") as found:
+        inputs.check_workload("bach")
+    assert "batch" in found.value.hint
 
 
 def test_pictures_go_through_a_file(tmp_path):
