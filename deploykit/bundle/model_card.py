@@ -29,6 +29,7 @@ def render(manifest: Manifest) -> str:
         "|---|---|---|---|---|",
         *(_row(manifest, variant) for variant in manifest.variants),
         "",
+        *_measured(manifest),
         *_notes(manifest),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -44,6 +45,39 @@ def _row(manifest: Manifest, variant: Variant) -> str:
     return f"| {name} | {variant.target} | {variant.precision} | {size} | {shown} |"
 
 
+def _measured(manifest: Manifest) -> Iterator[str]:
+    """What was measured when it was built: times with their interval, calls and machine; drift with its examples."""
+    rows = [v for v in manifest.variants if v.latency or v.drift]
+    if not rows:
+        return
+    hardware = sorted({str(v.latency["hardware"]) for v in rows if "hardware" in v.latency})
+    yield f"Measured when it was built{f', on the hardware {_plain(hardware[0])}' if len(hardware) == 1 else ''}:"
+    yield ""
+    yield "| variant | p50 of one input | p50 of a batch | drift (1 − mean cosine to fp32) | what runs |"
+    yield "|---|---|---|---|---|"
+    for variant in rows:
+        times = (_time(variant.latency.get(key)) for key in ("single", "batch"))
+        runs = _plain(variant.audit.get("sentence") or "not recorded").replace("|", "/")
+        yield f"| {variant.name} | {' | '.join(times)} | {_drift(variant.drift)} | {runs} |"
+    yield ""
+
+
+def _time(row: Any) -> str:
+    try:
+        interval = f"[{row['low_ms']:.2f}, {row['high_ms']:.2f}]"
+        return f"{row['p50_ms']:.2f} ms {interval}, {row['calls']} calls of {row['shape']}"
+    except (TypeError, KeyError, ValueError):
+        return "not measured"
+
+
+def _drift(drift: Mapping[str, Any]) -> str:
+    try:
+        found = drift["figures"]["drift"]
+        return f"{found['value']:.5f} [{found['low']:.5f}, {found['high']:.5f}], {found['n']} examples"
+    except (TypeError, KeyError, ValueError):
+        return "not measured"
+
+
 def _notes(manifest: Manifest) -> Iterator[str]:
     if manifest.default:
         yield f"The default is **{manifest.default}**; a device that cannot run it takes the next best."
@@ -52,6 +86,9 @@ def _notes(manifest: Manifest) -> Iterator[str]:
         yield f"- Not in the bundle: {_plain(entry.get('variant', '?'))}: {_plain(entry.get('reason', '?'))}"
     for axis, (low, high) in sorted(manifest.card.limits.axes.items()):
         yield f"- Proven for {axis} {low} to {high}."
+    licence = manifest.card.provenance.get("license")
+    yield f"- Licence of the source: {_plain(licence) if licence else 'the source states none'}."
+    yield "- `sbom.cdx.json` lists every file with its SHA-256, what built them, and what a device needs beside them."
     yield from _facts("Source", manifest.card.provenance)
     yield from _facts("Built with", manifest.provenance)
 

@@ -11,7 +11,7 @@ from deploykit.bundle.write import check_output, put_in_place
 from deploykit.errors import DiskError, RecipeError
 from deploykit.runtime import archive
 from deploykit.runtime.bundle import PACKED_SUFFIX, Bundle
-from deploykit.runtime.manifest import MANIFEST_NAME
+from deploykit.runtime.manifest import MANIFEST_NAME, SIGNATURE_NAME
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _PLAIN_FILE = 0o100644 << 16
@@ -33,7 +33,8 @@ def pack(bundle: Path, output: Path) -> Path:
             work = Path(folder) / output.name
             with zipfile.ZipFile(work, "w", zipfile.ZIP_STORED) as packed:
                 # The manifest first: a reader of a stream knows what is to come.
-                for name in (MANIFEST_NAME, *sorted(opened.manifest.files)):
+                signed = (SIGNATURE_NAME,) if (opened.root / SIGNATURE_NAME).is_file() else ()
+                for name in (MANIFEST_NAME, *signed, *sorted(opened.manifest.files)):
                     _add(packed, name, opened.root / name)
             work.replace(output)
     except OSError as error:

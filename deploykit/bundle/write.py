@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.bundle import model_card
+from deploykit.bundle import model_card, sbom
 from deploykit.errors import BundleError, DiskError, RecipeError
 from deploykit.runtime.bundle import PORTABLE_PATH, Bundle, file_entry
 from deploykit.runtime.manifest import (
     MANIFEST_NAME,
     SCHEMA,
+    SIGNATURE_NAME,
     Card,
     FileEntry,
     Manifest,
@@ -165,9 +166,9 @@ def _fill(folder: Path, contents: Contents) -> None:
         candidates=tuple(dict(entry) for entry in contents.candidates),
         provenance=dict(contents.provenance),
     )
-    text = model_card.render(replace(manifest, files=listed))
-    (folder / model_card.NAME).write_text(text, encoding="utf-8")
-    listed[model_card.NAME] = file_entry(folder / model_card.NAME)
+    for name, render in ((model_card.NAME, model_card.render), (sbom.NAME, sbom.render)):
+        (folder / name).write_text(render(replace(manifest, files=dict(listed))), encoding="utf-8")
+        listed[name] = file_entry(folder / name)
     data = to_json(replace(manifest, files=dict(sorted(listed.items()))))
     (folder / MANIFEST_NAME).write_text(
         json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
@@ -203,7 +204,7 @@ def _add_variant(
 
 def _add(folder: Path, name: str, path: Path, listed: dict[str, FileEntry]) -> None:
     check_name(name)
-    check_distinct([*listed, MANIFEST_NAME, model_card.NAME, name])
+    check_distinct([*listed, MANIFEST_NAME, SIGNATURE_NAME, model_card.NAME, sbom.NAME, name])
     listed[name] = _copy(path, folder / name)
 
 

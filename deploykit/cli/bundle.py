@@ -1,4 +1,4 @@
-"""``deploykit bundle verify | selftest | pack | unpack``."""
+"""``deploykit bundle verify | sign | selftest | warm | pack | unpack``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from deploykit.cli import console
 
 if TYPE_CHECKING:
     from deploykit.runtime.selftest import VariantResult
+    from deploykit.runtime.tensorrt.warm import Warmed
 
 app = typer.Typer(
-    help="Check, test, pack and unpack bundles.",
+    help="Check, sign, test, pack and unpack bundles.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -29,22 +30,44 @@ _Folder = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="PATH", help="The folder to write. Default: beside it, as NAME.bundle."),
 ]
+_Required = Annotated[
+    Path | None,
+    typer.Option("--require-signature", metavar="KEY.pub", help="Refuse what this public Ed25519 key has not signed."),
+]
+_ControlFlow = Annotated[
+    bool, typer.Option("--allow-control-flow", help="Let models with If, Loop or Scan pass: only if you trust them.")
+]
+_Key = Annotated[
+    Path, typer.Option(metavar="KEY.pem", help="The private Ed25519 key to sign with.", show_default=False)
+]
+_NewKey = Annotated[bool, typer.Option("--new-key", help="Make the key first, and KEY.pem.pub for those who check.")]
 
 
 @app.command()
-def verify(bundle: _Bundle, json: console.Json = False) -> None:
-    """Check every file against the manifest.
+def verify(
+    bundle: _Bundle,
+    require_signature: _Required = None,
+    allow_control_flow: _ControlFlow = False,
+    json: console.Json = False,
+) -> None:
+    """Check every file and every model, and the signature if asked.
 
-    Nothing may be missing, altered, added or linked. Ends with 0 when the bundle is whole and with 1 when it is
-    refused. Nothing is loaded.
+    No file may be missing, altered, added or linked; models may hold nothing that an encoder needs not: operators of
+    others, functions, control flow, constants from elsewhere or of terabytes. Models are read in a process with limits.
+    Ends with 0 when the bundle is whole and with 1 when it is refused. No engine loads anything.
+
+    Example: deploykit bundle verify minilm.bundle --require-signature key.pem.pub
     """
     from deploykit.errors import BundleError
     from deploykit.report.model import size_text
     from deploykit.runtime import Bundle
+    from deploykit.runtime.trust import models, signature
 
     try:
         opened = Bundle.open(bundle)
-        opened.verify()
+        opened.verify(require_signature)
+        models.check_in_child(opened, control_flow=allow_control_flow)
+        signed = signature.read(opened.root)
     except BundleError as error:
         if not bundle.exists():
             raise
@@ -56,10 +79,44 @@ def verify(bundle: _Bundle, json: console.Json = False) -> None:
     size = sum(entry.size for entry in files.values())
     if json:
         console.print_json(
-            {"bundle": bundle, "passed": True, "files": len(files), "bytes": size, "digest": opened.digest}
+            {
+                "bundle": bundle,
+                "passed": True,
+                "files": len(files),
+                "bytes": size,
+                "digest": opened.digest,
+                "key": signed and signed.key,
+                "signature_checked": require_signature is not None,
+            }
         )
+        return
+    typer.echo(f"{bundle} is whole: {len(files)} files, {size_text(size)}, manifest sha256 {opened.digest}")
+    if require_signature is not None:
+        typer.echo(f"it is signed by the key required, {signature.short(signed.key) if signed else ''}")
+    elif signed:
+        key = signature.short(signed.key)
+        typer.echo(f"it says that the key {key} signed it; --require-signature KEY.pub checks that")
+
+
+@app.command()
+def sign(bundle: _Bundle, key: _Key, new_key: _NewKey = False, json: console.Json = False) -> None:
+    """Sign a bundle folder with an Ed25519 key.
+
+    The signature stands beside the manifest, which lists the digest of every file, and goes along when the bundle is
+    packed. Devices check it with --require-signature, or load(require_signature="KEY.pem.pub").
+
+    Example: deploykit bundle sign minilm.bundle --key key.pem --new-key
+    """
+    from deploykit.bundle import sign as library
+
+    public = library.new_key(key) if new_key else None
+    made = library.sign(bundle, key)
+    if json:
+        console.print_json({"bundle": bundle, "key": made.key, "public_key": public})
     else:
-        typer.echo(f"{bundle} is whole: {len(files)} files, {size_text(size)}, manifest sha256 {opened.digest}")
+        typer.echo(f"{bundle} is signed by the key {made.key}")
+        if public:
+            typer.echo(f"{public} is the public key: give it to those who check; keep {key} to yourself")
 
 
 @app.command()
@@ -92,6 +149,52 @@ def _cells(result: VariantResult) -> tuple[str, ...]:
     cosine = "" if result.cosine_min is None else cosine_text(result.cosine_min)
     p50_ms = "" if result.p50_ms is None else number(result.p50_ms)
     return (result.variant, result.status, cosine, p50_ms, result.reason)
+
+
+@app.command()
+def warm(
+    bundle: _Bundle,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", metavar="NAME", help="Only this variant; may be repeated. Default: all of TensorRT."),
+    ] = None,
+    json: console.Json = False,
+) -> None:
+    """Build the TensorRT engines of a bundle on this device.
+
+    Each is kept in a cache of this user (DEPLOYKIT_ENGINES), by model, recipe, TensorRT, GPU and driver; one that is
+    there is reused, an older one that does not fit is built anew. Ends with 1 when a build fails, and with 4 when
+    nothing can be built here.
+    """
+    from dataclasses import asdict
+
+    from deploykit.errors import MissingError
+    from deploykit.report.terminal import table
+    from deploykit.runtime import Bundle
+    from deploykit.runtime.tensorrt import warm as library
+
+    announce = None if json else lambda name: console.say(f"building or finding the engine of {name} …")
+    results = library.warm(Bundle.open(bundle), variant or (), announce=announce)
+    failed = any(r.status == "failed" for r in results)
+    lacking = bool(results) and all(r.status == "lacking" for r in results)
+    if json:
+        console.print_json(
+            {"bundle": bundle, "passed": not failed and not lacking, "engines": [asdict(r) for r in results]}
+        )
+    elif lacking:
+        raise MissingError(f"no engine of '{bundle}' can be built here: {results[0].reason}", hint=results[0].hint)
+    elif not results:
+        typer.echo(f"{bundle} has no TensorRT variant: there is nothing to build")
+    else:
+        typer.echo(table(("variant", "engine", "s", "GPU", "why"), [_warmed_cells(r) for r in results]))
+    if failed or lacking:
+        raise typer.Exit(1 if failed else console.EXIT_MISSING)
+
+
+def _warmed_cells(result: Warmed) -> tuple[str, ...]:
+    facts = result.effective
+    gpu = f"{facts['device']} (SM {facts['compute_capability']}, CUDA {facts['driver']})" if facts else ""
+    return (result.variant, result.status, f"{result.seconds:.1f}" if result.seconds else "", gpu, result.reason)
 
 
 @app.command()

@@ -19,7 +19,11 @@ from deploykit.errors import DeploykitError
 EXIT_MISSING, EXIT_BUG, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 4, 70, 130, 141
 _PATIENCE_S = 2.0
 # The extra that brings a package which only building needs; engines and preprocessing name theirs where they fail.
-_EXTRAS = {"export": ("filelock", "torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors")}
+_EXTRAS = {
+    "export": ("filelock", "torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors"),
+    "pretrain": ("accelerate", "sklearn"),
+    "tensorboard": ("tensorboard",),
+}
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for other programs.")]
 

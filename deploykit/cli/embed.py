@@ -36,6 +36,7 @@ _COLUMN = typer.Option(
     "Default: text, sentence, image, audio, ….",
 )
 _THREADS = typer.Option(metavar="N", min=1, help="Threads to compute with. Default: every core it may use.")
+_SIGNED = typer.Option(metavar="KEY.pub", help="Refuse a bundle that this public Ed25519 key has not signed.")
 _JSON = typer.Option("--json", help="Print each vector as a line of JSON; with -o one JSON document about the run.")
 
 
@@ -46,6 +47,7 @@ def embed(
     kind: Annotated[str | None, _KIND] = None,
     column: Annotated[str | None, _COLUMN] = None,
     threads: Annotated[int | None, _THREADS] = None,
+    require_signature: Annotated[Path | None, _SIGNED] = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Turn texts, images or sounds into vectors.
@@ -61,7 +63,10 @@ def embed(
         raise RecipeError("nothing says where the vectors go", hint="add -o vectors.npy, or --json to print them")
     if output is not None:
         vectors.check_output(output)
-    with runtime.load(bundle, threads=threads) as encoder, console.Progress() as progress:
+    with (
+        runtime.load(bundle, threads=threads, require_signature=require_signature) as encoder,
+        console.Progress() as progress,
+    ):
         found = vectors.gather(inputs, encoder.modality, column=column, stdin=sys.stdin.buffer)
         report = encoder.report()
         console.say(f"{len(found):,} inputs{f' as {kind}' if kind else ''}, {report}")

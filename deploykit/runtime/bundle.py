@@ -2,15 +2,18 @@
 
 What is refused, always with the file and the reason: a manifest that is too large or does not parse, a name that leaves
 the folder or is one file with another on some system, a symbolic link, a file that is missing, altered, of another size
-or not listed, a library or a pickle. Hard links are accepted: installers make them (a bundle inside a wheel), and the
-digest covers their content.
+or not listed, a library, an engine or a pickle; with a key, a bundle that this key has not signed. Hard links are
+accepted: installers make them (a bundle inside a wheel), and the digest covers their content.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,14 +21,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from deploykit.runtime.errors import BundleError
-from deploykit.runtime.manifest import MANIFEST_NAME, SCHEMA, FileEntry, Manifest, Variant, from_json
+from deploykit.runtime.manifest import MANIFEST_NAME, SCHEMA, SIGNATURE_NAME, FileEntry, Manifest, Variant, from_json
 from deploykit.runtime.names import check_distinct, check_name, inside
 
-MAX_MANIFEST_BYTES = 16 * 2**20
+# A real one has some ten kilobytes. Parsed, the worst JSON of this size takes a hundred megabytes.
+MAX_MANIFEST_BYTES = 4 * 2**20
 PORTABLE_PATH = "models/fp32.onnx"
 PACKED_SUFFIX = ".dkb"
 
 _PORTABLE = Variant(name="", target="onnxruntime", precision="fp32", path=PORTABLE_PATH)
+_TARGET = re.compile("[a-z][a-z0-9_-]{0,63}")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _REBUILD = "build the bundle again, or fetch it again from where it came"
 
 
@@ -54,11 +60,10 @@ class Bundle:
         if not root.is_dir():
             raise BundleError(f"there is no bundle at '{root}'", hint="give a bundle folder or a packed .dkb file")
         try:
-            with (root / MANIFEST_NAME).open("rb") as file:
-                data = file.read(MAX_MANIFEST_BYTES + 1)
+            data = read_plain(root / MANIFEST_NAME, MAX_MANIFEST_BYTES + 1)
         except OSError as error:
             raise BundleError(
-                f"'{root}' is no bundle: its {MANIFEST_NAME} cannot be read ({error.strerror})",
+                f"'{root}' is no bundle: its {MANIFEST_NAME} cannot be read ({error.strerror or error})",
                 hint="give the folder that `deploykit export -o` wrote",
             ) from error
         return cls(root, parse_manifest(data), hashlib.sha256(data).hexdigest())
@@ -81,18 +86,33 @@ class Bundle:
             raise BundleError(f"the bundle '{self.root}' lists no file '{name}'", hint=_REBUILD)
         return inside(self.root, name)
 
-    def verify(self) -> None:
+    def manifest_bytes(self) -> bytes:
+        """``manifest.json`` as it was opened; `BundleError` when it has changed since."""
+        try:
+            data = read_plain(self.root / MANIFEST_NAME, MAX_MANIFEST_BYTES + 1)
+        except OSError as error:
+            self._refuse(MANIFEST_NAME, f"cannot be read ({error.strerror or error})")
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            self._refuse(MANIFEST_NAME, "changed since it was opened")
+        return data
+
+    def verify(self, require_signature: str | os.PathLike[str] | None = None) -> None:
         """Check every file against the manifest: presence, kind, size, SHA-256. Files are streamed.
 
-        `BundleError` names the first file that is wrong and why.
+        ``require_signature`` is a file with a public Ed25519 key in PEM: the manifest must be signed by it.
+        `BundleError` names the first file that is wrong and why; for the key see `trust.signature.check`.
         """
+        if require_signature is not None:
+            from deploykit.runtime.trust import signature
+
+            signature.check(self.root, self.manifest_bytes(), require_signature)
         files = self.manifest.files
         present = dict(_walk(self.root))
         for name, info in present.items():
             if not stat.S_ISREG(info.st_mode):
                 kind = "a symbolic link" if stat.S_ISLNK(info.st_mode) else "no plain file"
                 self._refuse(name, f"is {kind}")
-            if name not in files and name != MANIFEST_NAME:
+            if name not in files and name not in (MANIFEST_NAME, SIGNATURE_NAME):
                 self._refuse(name, "is not listed in the manifest")
         for name, entry in files.items():
             if name not in present:
@@ -103,8 +123,7 @@ class Bundle:
         for name, entry in files.items():
             if file_entry(self.root / name).sha256 != entry.sha256:
                 self._refuse(name, "was altered: its SHA-256 is not the one in the manifest")
-        if file_entry(self.root / MANIFEST_NAME).sha256 != self.digest:
-            self._refuse(MANIFEST_NAME, "changed since it was opened")
+        self.manifest_bytes()
 
     def _refuse(self, name: str, reason: str) -> NoReturn:
         raise BundleError(f"the bundle '{self.root}' is refused: '{name}' {reason}", hint=_REBUILD)
@@ -122,7 +141,12 @@ def parse_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes", hint=_REBUILD)
     try:
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct_keys, parse_constant=_no_constant)
+        text = data.decode("utf-8")
+        raw = json.loads(
+            text, object_pairs_hook=_distinct_keys, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer
+        )
+        if "\\ud" in text.lower():  # half a surrogate pair is no text: printing it would fail
+            json.dumps(raw, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST_NAME} is no valid JSON: {error}", hint=_REBUILD) from error
     schema = raw.get("schema") if isinstance(raw, Mapping) else None
@@ -131,7 +155,10 @@ def parse_manifest(data: bytes) -> Manifest:
             f"{MANIFEST_NAME} has the schema {schema!r}, this deploykit reads {SCHEMA!r}",
             hint="use the deploykit version that wrote the bundle, or build it again",
         )
-    manifest = from_json(Manifest, raw)
+    try:
+        manifest = from_json(Manifest, raw)
+    except RecursionError as error:
+        raise BundleError(f"{MANIFEST_NAME} is nested too deeply", hint=_REBUILD) from error
     _check(manifest)
     return manifest
 
@@ -140,9 +167,15 @@ def _check(manifest: Manifest) -> None:
     """What one key cannot tell: names, and that every file that is spoken of is listed."""
     for name, entry in manifest.files.items():
         check_name(name)
-        if entry.size < 0 or len(entry.sha256) != 64:
+        if entry.size < 0 or not _SHA256.fullmatch(entry.sha256):
             raise BundleError(f"manifest.files['{name}'] has no valid size or SHA-256", hint=_REBUILD)
-    check_distinct([MANIFEST_NAME, *manifest.files])
+    check_distinct([MANIFEST_NAME, SIGNATURE_NAME, *manifest.files])
+    for said in (manifest.card.name, *(text for v in manifest.variants for text in (v.name, v.target, v.precision))):
+        if not said.isprintable():
+            raise BundleError(f"{MANIFEST_NAME} has the name {said!r}, which is no plain text", hint=_REBUILD)
+    for variant in manifest.variants:
+        if not _TARGET.fullmatch(variant.target):
+            raise BundleError(f"variant '{variant.name}' has the target {variant.target!r}", hint=_REBUILD)
     for where, name in _mentioned(manifest):
         if name not in manifest.files:
             raise BundleError(f"{where} is '{name}', which the manifest does not list", hint=_REBUILD)
@@ -184,6 +217,28 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("an object has the same key twice")
     return result
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is larger than any number")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"{text[:40]}… is larger than any size or count")
+    return int(text)
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """The first ``most`` bytes of a plain file; `OSError` for a link, and for a pipe, on which reading would wait."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        return file.read(most)
 
 
 def _no_constant(text: str) -> NoReturn:

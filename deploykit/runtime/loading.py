@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from deploykit.runtime.hardware import usable_cores
 from deploykit.runtime.manifest import Variant
 from deploykit.runtime.preprocess import open_preprocessor
 from deploykit.runtime.selection import PREFERENCES, Candidate, Device, Prefer, Report, candidates, install_hint, unmet
+from deploykit.runtime.trust.models import check_model
 
 _log = logging.getLogger("deploykit")
 
@@ -35,13 +36,16 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     prefer: Prefer = "speed",
+    require_signature: str | os.PathLike[str] | None = None,
+    allow_control_flow: bool = False,
 ) -> Encoder:
     """Open the bundle (a folder, or a packed ``.dkb``) at ``path``; ``path@variant`` names a variant too.
 
     Without a name: the bundle's default where it can run here, else the fastest measured, else the portable fp32 model
     on onnxruntime; ``prefer="size"`` takes the smallest. ``encoder.report()`` says what was chosen and why. ``threads``
-    None: every core that this process may use. `BundleError` when a file is not as the manifest says, `MissingError`
-    when nothing can run.
+    None: every core that this process may use. ``require_signature``, a file with a public Ed25519 key in PEM: the
+    bundle must be signed by it. ``allow_control_flow`` lets models with If or Loop pass. `BundleError` when a file is
+    not as the manifest says, or a model is none that an encoder needs; `MissingError` when nothing can run.
     """
     if prefer not in PREFERENCES:
         raise UnknownNameError(f"prefer is {prefer!r}", hint=nearest(str(prefer), PREFERENCES))
@@ -51,11 +55,19 @@ def load(
     if variant and named and variant != named:
         raise InputError(f"'{path}' names a variant, and variant='{variant}' another", hint="give one of them")
     bundle = Bundle.open(place)
+    if require_signature is not None and not verify:
+        raise InputError(
+            "a signature is required, and verify is off", hint="a signature says nothing of files that are not checked"
+        )
     if verify:
-        bundle.verify()
+        bundle.verify(require_signature)
     options = EngineOptions(threads)
     name = variant or named
-    return _open_named(bundle, name, options) if name else _open_best(bundle, prefer, options)
+
+    def check(chosen: Variant) -> None:
+        check_model(bundle, chosen, allow_control_flow)
+
+    return _open_named(bundle, name, options, check) if name else _open_best(bundle, prefer, options, check)
 
 
 def split_variant(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
@@ -67,8 +79,9 @@ def split_variant(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     return Path(place), name
 
 
-def _open_named(bundle: Bundle, name: str, options: EngineOptions) -> Encoder:
+def _open_named(bundle: Bundle, name: str, options: EngineOptions, check: Callable[[Variant], None]) -> Encoder:
     variant = bundle.variant(name)
+    check(variant)
     if reason := unmet(variant, Device()):
         missing = "is not installed" in reason
         hint = install_hint([variant.target]) if missing else "leave the variant out to get the best one that runs here"
@@ -76,7 +89,7 @@ def _open_named(bundle: Bundle, name: str, options: EngineOptions) -> Encoder:
     return _open(bundle, variant, Reasons("asked for by name", {}, {}), options)
 
 
-def _open_best(bundle: Bundle, prefer: Prefer, options: EngineOptions) -> Encoder:
+def _open_best(bundle: Bundle, prefer: Prefer, options: EngineOptions, check: Callable[[Variant], None]) -> Encoder:
     passed_over: dict[str, str] = {}
     tried: list[Candidate] = candidates(bundle, prefer, Device())
     for index, candidate in enumerate(tried):
@@ -84,6 +97,7 @@ def _open_best(bundle: Bundle, prefer: Prefer, options: EngineOptions) -> Encode
         if candidate.unmet:
             passed_over[name] = candidate.unmet
             continue
+        check(candidate.variant)  # a model that is refused is no reason to try the next: nothing of it is trusted
         try:
             behind = {c.variant.name: c.unmet or f"can run ({c.why})" for c in tried[index + 1 :]}
             reasons = Reasons(candidate.why, dict(passed_over), behind)
@@ -91,14 +105,21 @@ def _open_best(bundle: Bundle, prefer: Prefer, options: EngineOptions) -> Encode
         except (MissingError, BundleError) as error:
             passed_over[name] = error.message
             continue
-        if passed_over:
-            _log.warning("%s: '%s' is used (%s); %s", bundle.root, name, candidate.why, _sentence(passed_over))
+        if reasons_against := passed_over or _only_portable(bundle, name, tried[index + 1 :]):
+            _log.warning("%s: '%s' is used (%s); %s", bundle.root, name, candidate.why, _sentence(reasons_against))
         return encoder
     targets = [c.variant.target for c in tried if "is not installed" in c.unmet]
     raise MissingError(
         f"no variant of '{bundle.root}' can run here: {_sentence(passed_over)}",
         hint=install_hint(targets[-1:]) if targets else "build the bundle for this machine",
     )
+
+
+def _only_portable(bundle: Bundle, name: str, behind: list[Candidate]) -> dict[str, str]:
+    """Why the bundle's own variants were left for the portable model; empty when one of them runs, or could run."""
+    listed = {variant.name for variant in bundle.manifest.variants}
+    lacking = {c.variant.name: c.unmet for c in behind if c.unmet}
+    return lacking if name not in listed and set(lacking) == listed else {}
 
 
 def _open(bundle: Bundle, variant: Variant, reasons: Reasons, options: EngineOptions) -> Encoder:

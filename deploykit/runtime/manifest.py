@@ -18,6 +18,7 @@ from deploykit.runtime.errors import BundleError
 
 SCHEMA = "deploykit.bundle/1"
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
 
 Modality = Literal["text", "image", "audio", "tensor"]
 T = TypeVar("T")

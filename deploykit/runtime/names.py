@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -10,10 +11,15 @@ from deploykit.runtime.errors import BundleError
 
 MAX_NAME_LENGTH = 240
 
-# What an engine or Python would execute or unpickle. TensorRT engines are machine code: they are built on the device.
+# What an engine, Python or a system would execute or unpickle.
 EXECUTABLE_SUFFIXES = frozenset(
-    {".so", ".dll", ".dylib", ".pyd", ".exe", ".py", ".pyc", ".pkl", ".pickle", ".pt", ".pth", ".engine", ".plan"}
+    {".so", ".dll", ".dylib", ".pyd", ".exe", ".com", ".bat", ".cmd", ".ps1", ".sh", ".jar", ".py", ".pyc", ".pyz"}
+    | {".pkl", ".pickle", ".joblib", ".pt", ".pth"}
 )
+# TensorRT engines are machine code. They are built on the device; no bundle holds one, signed or not.
+ENGINE_SUFFIXES = frozenset({".engine", ".plan", ".trt"})
+# Names that Windows gives to devices, with any suffix.
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\.|$)", re.IGNORECASE)
 
 
 def check_name(name: str) -> None:
@@ -48,12 +54,16 @@ def inside(root: Path, name: str) -> Path:
 def _fault(name: str) -> str:
     if not name or len(name) > MAX_NAME_LENGTH:
         return f"is empty or longer than {MAX_NAME_LENGTH} characters"
-    if "\\" in name or ":" in name or any(unicodedata.category(c)[0] == "C" for c in name):
-        return "holds a backslash, a colon or a control character"
+    if any(c in '\\:<>"|?*' or unicodedata.category(c)[0] == "C" for c in name):
+        return "holds a backslash, a colon, a control character or another that Windows forbids"
     if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
         return "is absolute or leaves its folder"
     if any(part != part.rstrip(". ") for part in name.split("/")):
         return "has a part that ends in a dot or a space"
+    if any(_DEVICES.match(part) for part in name.split("/")):
+        return "is the name of a device on Windows"
+    if PurePosixPath(name).suffix.lower() in ENGINE_SUFFIXES:
+        return "is an engine, machine code from elsewhere: engines are built on the device"
     suffixes = {s.lower() for s in PurePosixPath(name).suffixes}
     executable = PurePosixPath(name).suffix.lower() in EXECUTABLE_SUFFIXES or ".so" in suffixes
     return "is a program, a library or a pickle" if executable else ""

@@ -20,6 +20,7 @@ from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.encoder import Encoder
 from deploykit.runtime.errors import BundleError, DeploykitError, MissingError
 from deploykit.runtime.loading import load
+from deploykit.runtime.trust import arrays as arrays_on_disk
 
 _TIMED_CALLS = 10
 
@@ -58,6 +59,7 @@ def read_inputs(bundle: Bundle) -> Any:
     try:
         if path.suffix == ".json":
             return json.loads(path.read_text(encoding="utf-8"))
+        arrays_on_disk.check(path)
         with np.load(path, allow_pickle=False) as arrays:
             if bundle.manifest.card.modality == "tensor":
                 return dict(arrays)
@@ -70,6 +72,7 @@ def read_reference(bundle: Bundle) -> np.ndarray:
     """The vectors that the inputs must give, float32 ``[n, dim]``."""
     path = bundle.file(bundle.manifest.selftest.reference)
     try:
+        arrays_on_disk.check(path)
         reference = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise BundleError(f"'{path.name}' cannot be read: {error}", hint="build the bundle again") from error

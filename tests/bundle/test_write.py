@@ -148,6 +148,28 @@ def test_the_model_card_tells_the_facts(tmp_path):
     assert "- Not in the bundle: openvino-bf16: cosine 0.82 at length 32" in text
     assert "- Proven for length 1 to 96." in text
     assert "- source: made by hand" in text
+    assert "- Licence of the source: the source states none." in text
+    assert "Measured when it was built" not in text
+
+
+def test_the_model_card_gives_figures_with_interval_count_and_machine(tmp_path):
+    single = {"p50_ms": 3.165, "low_ms": 3.03, "high_ms": 3.31, "calls": 306, "shape": [1, 14]}
+    figures = {"drift": {"value": 0.002056, "low": 0.002034, "high": 0.00208, "n": 2910}}
+    variant = Variant(
+        "onnxruntime-fp32",
+        "onnxruntime",
+        "fp32",
+        "models/fp32.onnx",
+        latency={"hardware": "6515131b", "single": single},
+        drift={"figures": figures},
+        audit={"sentence": "9 of 9 products | in fp32"},
+    )
+    bundle = made.bundle(tmp_path, variants=[(variant, {})])
+    text = (bundle.root / "MODEL_CARD.md").read_text()
+    assert "on the hardware 6515131b" in text
+    row = "| onnxruntime-fp32 | 3.17 ms [3.03, 3.31], 306 calls of [1, 14] | not measured | 0.00206 [0.00203, 0.00208]"
+    assert row in text
+    assert "2910 examples | 9 of 9 products / in fp32 |" in text
 
 
 def test_selftest_files_are_plain(tmp_path):

@@ -114,6 +114,36 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path):
         Bundle.open(tmp_path / "x.dkb")
 
 
+def test_an_archive_with_the_long_form_of_its_end_is_read(packed, tmp_path, monkeypatch, tiny):
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)  # what an archive of 65,536 files or 4 GiB has
+    long = repack(packed, tmp_path / "long.dkb")
+    assert b"PK\6\6" in long.read_bytes()
+    assert Bundle.open(long).digest == tiny.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: b"#!/bin/sh\n" + data, "its directory is not where it says"),
+        (lambda data: data + b"more", "no end, or something behind it"),
+        (lambda data: data[:-2] + b"\4\0more", "no end, or something behind it"),
+        (lambda data: data[:6] + b"\0\x08" + data[8:], "other things of itself"),
+        (lambda data: data[:8] + b"\x08\0" + data[10:], "other things of itself"),
+        (lambda data: data[:14] + b"\0\0\0\0" + data[18:], "other things of itself"),
+        (lambda data: b"XX" + data[2:], "an entry has no head"),
+        (lambda data: data[:30] + b"M" + data[31:], "no intact packed bundle"),
+        (lambda data: data[:-10] + (1 << 30).to_bytes(4, "little") + data[-6:], "directory of 1073741824 bytes"),
+        (lambda data: b"", "no end"),
+        (lambda data: b"PK\5\6" + bytes(18), "has no manifest"),
+    ],
+)
+def test_an_archive_that_two_readers_would_read_in_two_ways_is_refused(packed, cache, change, reason):
+    packed.write_bytes(change(packed.read_bytes()))
+    with pytest.raises(BundleError, match=reason):
+        Bundle.open(packed)
+    assert not list((cache / "bundles").iterdir())
+
+
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("DEPLOYKIT_CACHE")

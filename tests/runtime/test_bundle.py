@@ -81,6 +81,10 @@ def test_a_manifest_that_changes_after_opening_is_noticed(tiny):
         (lambda d: d["variants"][0].update(path="preprocess/x.xml"), "does not list"),
         (lambda d: d["variants"].append(d["variants"][0]), "same name"),
         (lambda d: d.update(default="nothing"), "default variant 'nothing'"),
+        (lambda d: d["files"].update({"manifest.sig": {"sha256": "0" * 64, "size": 1}}), "one file on some systems"),
+        (lambda d: d["files"].update({"a": {"sha256": "G" * 64, "size": 1}}), "no valid size or SHA-256"),
+        (lambda d: d["variants"][0].update(target="a.b"), "has the target 'a.b'"),
+        (lambda d: d["variants"][0].update(name="\x1b[2J"), "no plain text"),
     ],
 )
 def test_a_wrong_manifest_is_refused(tiny, change, reason):
@@ -98,12 +102,34 @@ def test_a_wrong_manifest_is_refused(tiny, change, reason):
         (b'{"x": NaN}', "no JSON number"),
         (b"[" * 100_000, "no valid JSON"),
         (b"\xff\xfe", "no valid JSON"),
-        (b" " * (17 * 2**20), "larger than"),
+        (b" " * (5 * 2**20), "larger than"),
+        (b'{"x": -1e400}', "larger than any number"),
+        (b'{"x": 123456789012345678901}', "larger than any size"),
+        (b'{"x": "\\uD83D"}', "no valid JSON"),
+        (b'{"x": "\\ud83d\\ude00"}', "schema None"),
     ],
 )
 def test_bytes_that_are_no_manifest_are_refused(data, reason):
     with pytest.raises(BundleError, match=reason):
         parse_manifest(data)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_a_manifest_that_is_no_plain_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "manifest.json")
+    with pytest.raises(BundleError, match="cannot be read"):
+        Bundle.open(tmp_path)
+
+
+def test_the_manifest_as_it_was_opened_or_not_at_all(tiny):
+    opened = Bundle.open(tiny.root)
+    assert opened.manifest_bytes() == (tiny.root / "manifest.json").read_bytes()
+    rewrite(tiny, lambda data: data["card"].update(name="other"))
+    with pytest.raises(BundleError, match="changed since it was opened"):
+        opened.manifest_bytes()
+    (tiny.root / "manifest.json").unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        opened.manifest_bytes()
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
@@ -122,7 +148,19 @@ def test_the_portable_model_is_always_a_variant(shared):
         shared.variant("tensorrt-fp16")
 
 
-@pytest.mark.parametrize("name", ["a", "models/fp32.onnx", "preprocess/naïve.json", "LICENSE", "a b/c-d_e.f"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a",
+        "models/fp32.onnx",
+        "preprocess/naïve.json",
+        "LICENSE",
+        "a b/c-d_e.f",
+        "console.json",
+        "com10",
+        "common/nullable.txt",
+    ],
+)
 def test_ordinary_names_are_allowed(tmp_path, name):
     assert inside(tmp_path, name) == tmp_path / name
 
@@ -146,6 +184,14 @@ def test_ordinary_names_are_allowed(tmp_path, name):
         "x" * 300,
         "a.so.1",
         "a.PKL",
+        "CON",
+        "models/nul.onnx",
+        "Lpt9.txt",
+        "com¹",
+        "a?b",
+        "a|b",
+        "x.plan",
+        "x.TRT",
     ],
 )
 def test_odd_names_are_refused(name):

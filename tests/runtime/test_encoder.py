@@ -225,7 +225,12 @@ def test_no_engine_at_all_gives_the_pip_command(shared, monkeypatch):
 
 
 def test_a_file_that_the_engine_cannot_load_is_a_reason(tmp_path):
-    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    from onnx import load as read
+    from onnx import save
+
+    model = read(made.save_model(tmp_path / "broken.onnx"))
+    model.graph.node[0].op_type = "NoSuchOperator"  # a plain model, which no engine knows
+    save(model, tmp_path / "broken.onnx")
     broken = Variant("broken", "onnxruntime", "int8", "models/broken.onnx")
     bundle = made.bundle(
         tmp_path, variants=[(broken, {"models/broken.onnx": tmp_path / "broken.onnx"})], default="broken"
