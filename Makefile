@@ -5,7 +5,7 @@ VENV    ?= .venv
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-gpu lint bench clean
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -13,11 +13,12 @@ INSTALL := $(PIP) install --constraint .ci/constraints.txt
 INPUTS := pyproject.toml .ci/constraints.txt
 
 help:
-	@echo "make demo    export the real all-MiniLM-L6-v2, prove it, and say where the bundle and the report are"
-	@echo "make test    lint, types and the whole test suite"
-	@echo "make lint    lint and types alone"
-	@echo "make bench   deploykit beside sentence-transformers (builds environments of its own, takes a while)"
-	@echo "make clean   remove everything that these commands made"
+	@echo "make demo      export the real all-MiniLM-L6-v2, prove it, and say where the bundle and the report are"
+	@echo "make test      lint, types and the whole test suite"
+	@echo "make test-gpu  the tests that need an NVIDIA GPU, with what is installed: nothing is downloaded"
+	@echo "make lint      lint and types alone"
+	@echo "make bench     deploykit beside sentence-transformers (builds environments of its own, takes a while)"
+	@echo "make clean     remove everything that these commands made"
 
 demo: $(VENV)/.demo-installed
 	@$(BIN)/deploykit run recipes/quickstart.toml
@@ -25,6 +26,10 @@ demo: $(VENV)/.demo-installed
 test: lint
 	@echo "== pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+# With the environment that is there: a machine with a GPU often has torch, and no network.
+test-gpu:
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest tests/gpu -m gpu -rs -p no:cacheprovider
 
 lint: $(VENV)/.test-installed
 	@echo "== ruff"

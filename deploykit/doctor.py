@@ -26,7 +26,9 @@ _PROBE_TIMEOUT_S = 60
 _PROBE = """
 import importlib, json, sys
 name = sys.argv[1]
-module = importlib.import_module(name.replace("-", "_"))
+module = importlib.import_module(name.removesuffix("-cuda").replace("-", "_"))
+if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in module.get_available_providers():
+    raise ModuleNotFoundError("No module named 'onnxruntime_cuda'")
 facts = {"version": getattr(module, "__version__", "")}
 if name == "onnxruntime":
     facts["providers"] = module.get_available_providers()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Fp16 carries 11 significant bits, and only the weights are rounded to it on CPUs. On GPUs the activations are too.
 TOLERANCE = Tolerance(cosine=0.9999, relative_error=2e-2)
-FORMS = {"tensorrt": "arithmetic", "tensorrt-rtx": "arithmetic"}
+FORMS = {"tensorrt": "arithmetic", "tensorrt-rtx": "arithmetic", "onnxruntime-cuda": "arithmetic"}
 CALIBRATED = False
 
 

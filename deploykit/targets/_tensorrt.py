@@ -310,10 +310,10 @@ def check_engine(artifact: Path, card: Card, settings: Mapping[str, Any]) -> Eng
     onnx.save(rounded(onnx.load(artifact)), path)
     # Optimised, onnxruntime does not run float8 Q/DQ, and fuses int8 Q/DQ into kernels that TensorRT has not.
     level = {"graph_optimization": "off"} if precision in _QUANTIZED else {}
-    return _Checker(open_engine("onnxruntime", path, card, level, EngineOptions()), folder)
+    return Checker(open_engine("onnxruntime", path, card, level, EngineOptions()), folder)
 
 
-class _Checker:
+class Checker:
     """An engine with the file that it reads, which goes when it is closed."""
 
     def __init__(self, engine: Engine, folder: tempfile.TemporaryDirectory[str]) -> None:

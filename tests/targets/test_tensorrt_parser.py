@@ -80,9 +80,7 @@ BAD = {
 # Taken by TensorRT for RTX 1.7, which then computes something else or in float: the linter is stricter on purpose.
 LAXER = {
     "uint8 with the zero point 0": lambda: graph({"x_zero": np.uint8(0)}),
-    "scales along the input channels": lambda: graph(
-        {"w_scale": np.full(ROWS, 0.1, np.float32), "w_zero": None}, axis=0
-    ),
+    "scales along the input channels": along_the_inputs,
     "one scale for each channel of an activation": lambda: graph(
         {"x_scale": np.ones(ROWS, np.float32), "x_zero": np.zeros(ROWS, np.int8)}
     ),

@@ -139,3 +139,13 @@ def test_profiles_are_what_was_asked_for(bert, lowered, tmp_path):  # noqa: F811
     shapes = [profile["input_ids"] for profile in recipe["profiles"]]
     assert [s["smallest"] for s in shapes] == [[1, 1], [1, 17]]
     assert [s["largest"] for s in shapes] == [[16, 16], [16, 64]]
+
+
+def test_a_real_build_tells_how_far_it_is(bert, lowered, tmp_path, monkeypatch, caplog):  # noqa: F811
+    from deploykit.runtime.tensorrt import build as module
+
+    monkeypatch.setattr(module, "_PROGRESS_S", 0.0)
+    card, path = lowered(bert, "fp16")
+    tensorrt_rtx.compile(path, card, "fp16", tensorrt_rtx.Options(sm=("8.9",)), tmp_path)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(" of " in line and "building the engine of 'model.onnx'" in line for line in said)

@@ -21,7 +21,7 @@ Feeds = Mapping[str, np.ndarray]
 
 #: The extras of deploykit that bring an engine, where they are called otherwise. The extra tensorrt brings the flavour
 #: whose wheel holds its libraries; the other flavour is NVIDIA's own package.
-EXTRAS = {"onnxruntime": "ort", "tensorrt-rtx": "tensorrt"}
+EXTRAS = {"onnxruntime": "ort", "onnxruntime-cuda": "ort-gpu", "tensorrt-rtx": "tensorrt"}
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _engine(trt: ModuleType, flavour: Flavour, path: Path, recipe: Recipe, gpu: 
         "driver": gpu.driver,
     }
     if os.environ.get("DEPLOYKIT_TRUST_ENGINES") == "1" and (blob := _brought(path, wanted)) is not None:
-        return blob, {**effective, "from": "the bundle"}
+        return blob, {**effective, "from": "ahead of time"}
     root = cache.default_root()
     found = cache.get(
         root, {**wanted, "driver": gpu.driver, "gpu": gpu.name}, lambda: _build(trt, path, recipe, wanted)
@@ -106,19 +106,25 @@ def _engine(trt: ModuleType, flavour: Flavour, path: Path, recipe: Recipe, gpu: 
 
 
 def _brought(path: Path, wanted: Mapping[str, Any]) -> bytes | None:
-    """The engine that stands beside the ONNX for this GPU; None, with a notice, where it does not serve."""
+    """The engine that was built ahead of time for this GPU; None, with a notice, where it does not serve.
+
+    It stands beside the ONNX, or where an export puts it: in ``NAME.engines`` beside ``NAME.bundle``.
+    """
     stem = f"{path.stem}.sm{str(wanted['compute_capability']).replace('.', '')}"
-    try:
-        metadata = json.loads(path.with_name(f"{stem}.json").read_text(encoding="utf-8"))
-        blob = path.with_name(f"{stem}.engine").read_bytes()
-    except (OSError, ValueError):
-        return None
-    reason = refusal(metadata, wanted)
-    if not reason and hashlib.sha256(blob).hexdigest() != metadata["digests"]["engine"]:
-        reason = "it is damaged"
-    if reason:
-        _log.warning("%s.engine is not used: %s", stem, reason)
-    return None if reason else blob
+    bundle = path.absolute().parent.parent
+    for folder in (path.parent, bundle.parent / f"{bundle.name.removesuffix('.bundle')}.engines"):
+        try:
+            metadata = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+            blob = (folder / f"{stem}.engine").read_bytes()
+        except (OSError, ValueError):
+            continue
+        reason = refusal(metadata, wanted)
+        if not reason and hashlib.sha256(blob).hexdigest() != metadata["digests"]["engine"]:
+            reason = "it is damaged"
+        if not reason:
+            return blob
+        _log.warning("%s is not used: %s", folder / f"{stem}.engine", reason)
+    return None
 
 
 def _build(trt: ModuleType, path: Path, recipe: Recipe, wanted: Mapping[str, Any]) -> Built:
@@ -162,6 +168,11 @@ class TensorRtEngine:
     def run_many(self, batches: Iterable[Feeds]) -> list[Outputs]:
         """Many batches, two at a time, each in a stream of its own: one copies while the other computes."""
         return self._throughput().map(self._infer, batches)
+
+    @property
+    def native(self) -> Any:
+        """TensorRT's own engine, for callers with memory and a stream of their own; None once it is closed."""
+        return self._engine
 
     def close(self) -> None:
         """Free the GPU's memory."""

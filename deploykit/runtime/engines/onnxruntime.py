@@ -1,14 +1,16 @@
-"""ONNX Runtime on the CPU: one session over all threads for a single batch, one thread per core for many.
+"""ONNX Runtime: on the CPU one session over all threads for a single batch, and one thread per core for many.
 
 A variant's settings are ``graph_optimization`` (all, extended, basic or off; all unless said) and ``config``, entries
 of the session's configuration as ONNX Runtime names them. Telemetry is switched off before the first session. The
-provider that a session really got is checked: ONNX Runtime falls back without raising.
+provider that a session really got is checked: ONNX Runtime falls back without raising. Other providers than the CPU's
+use the same engine through `Provider`; `deploykit.runtime.engines.onnxruntime_cuda` is one.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 Outputs = dict[str, np.ndarray]
 
-_PROVIDER = "CPUExecutionProvider"
 _SETTINGS = ("graph_optimization", "config")
 _LEVELS = {
     "all": "ORT_ENABLE_ALL",
@@ -36,23 +37,53 @@ _LEVELS = {
 _ERRORS_ONLY = 3
 
 
+def _nothing_more(session: onnxruntime.InferenceSession, path: Path) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Where sessions run, and its ``options`` as ONNX Runtime names them.
+
+    ``lanes`` is how many batches are in flight on one session, 0: one for each thread, each of one thread. ``inspect``
+    looks at every new session: it raises where that does not run as it should, and gives facts for ``effective``.
+    """
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)
+    lanes: int = 0
+    inspect: Callable[[onnxruntime.InferenceSession, Path], Mapping[str, Any]] = _nothing_more
+
+
+CPU = Provider("CPUExecutionProvider")
+
+
 def open_engine(path: Path, card: Card, settings: Mapping[str, Any], options: EngineOptions) -> OnnxRuntimeEngine:
     """Load the ``.onnx`` at ``path``; `BundleError` when ONNX Runtime cannot, or a setting is unknown."""
+    return open_on(CPU, path, card, settings, options.threads or usable_cores())
+
+
+def open_on(provider: Provider, path: Path, card: Card, settings: Mapping[str, Any], threads: int) -> OnnxRuntimeEngine:
+    """Load the ``.onnx`` at ``path`` on a provider; `MissingError` when the session gets another one."""
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
     for key in settings:
         if key not in _SETTINGS:
             raise BundleError(f"onnxruntime has no setting '{key}'", hint=nearest(key, _SETTINGS))
-    return OnnxRuntimeEngine(path, card, settings, options.threads or usable_cores())
+    return OnnxRuntimeEngine(path, card, settings, threads, provider)
 
 
 class OnnxRuntimeEngine:
     """A session for latency, and one more, shared by one thread per core, when `run_many` is first used."""
 
-    def __init__(self, path: Path, card: Card, settings: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self, path: Path, card: Card, settings: Mapping[str, Any], threads: int, provider: Provider = CPU
+    ) -> None:
         import onnxruntime
 
+        self._provider = provider
         self._path, self._settings, self._threads = path, settings, threads
         self._outputs = [spec.name for spec in card.outputs]
         self._lock = threading.Lock()
@@ -65,7 +96,8 @@ class OnnxRuntimeEngine:
             "precision": "as stored in the file",
             "threads": threads,
             "streams": 1,
-            "streams_many": threads,
+            "streams_many": provider.lanes or threads,
+            **provider.inspect(self._session, path),
         }
 
     def run(self, feeds: Feeds) -> Outputs:
@@ -91,8 +123,9 @@ class OnnxRuntimeEngine:
             if self._session is None:
                 raise InputError("this encoder was closed", hint="load the bundle again")
             if self._lanes is None:
-                session = self._session if self._threads == 1 else self._open_session(1)
-                self._lanes = Lanes([session] * self._threads)
+                lanes = self._provider.lanes or self._threads
+                shared = bool(self._provider.lanes) or self._threads == 1
+                self._lanes = Lanes([self._session if shared else self._open_session(1)] * lanes)
             return self._lanes
 
     def _open_session(self, threads: int) -> onnxruntime.InferenceSession:
@@ -106,18 +139,24 @@ class OnnxRuntimeEngine:
         if level not in _LEVELS:
             raise BundleError(f"graph_optimization is '{level}'", hint=nearest(level, tuple(_LEVELS)))
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
-        for key, value in self._settings.get("config", {}).items():
+        for key, value in {**self._provider.config, **self._settings.get("config", {})}.items():
             options.add_session_config_entry(key, str(value))
+        wanted = self._provider.name
         try:
-            session = onnxruntime.InferenceSession(self._path, options, providers=[_PROVIDER])
+            # Without its own fallback, which prints, and goes on with the CPU where the provider fails.
+            session = onnxruntime.InferenceSession(
+                self._path, options, providers=[(wanted, dict(self._provider.options))], enable_fallback=0
+            )
         except Exception as error:  # onnxruntime's exceptions share no base but this one
             raise BundleError(
                 f"onnxruntime {onnxruntime.__version__} cannot load '{self._path.name}': {_first_line(error)}",
                 hint="the bundle may have been built with a newer onnxruntime: upgrade it, or load another variant",
             ) from error
-        if session.get_providers()[0] != _PROVIDER:
+        if (got := session.get_providers()[0]) != wanted:
             raise MissingError(
-                f"onnxruntime gave {session.get_providers()[0]}, not {_PROVIDER}", hint="reinstall onnxruntime"
+                f"onnxruntime {onnxruntime.__version__} gave {got}, not {wanted}: a library that it needs cannot be "
+                "loaded",
+                hint="reinstall it with its libraries; `deploykit doctor` shows what loads",
             )
         return session
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import re
 import time
@@ -23,6 +24,9 @@ from deploykit.runtime.tensorrt.recipe import Profile, Recipe, digest_of
 # Without a driver every build says this several times; it changes nothing.
 _NOISE = re.compile(r"cudaError 35|CUDA driver version is insufficient|CUDA initialization failure")
 _KEPT_LINES = 4
+# A build that lasts longer says this often how far it is.
+_PROGRESS_S = 5.0
+_log = logging.getLogger("deploykit")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,30 @@ def recorder(trt: ModuleType) -> Any:
     return Recorder()
 
 
+def monitor(trt: ModuleType, name: str) -> Any:
+    """What the builder tells how far it is; a long build passes it on now and then, a short one is silent."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+            self.said = time.monotonic()
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.steps[phase] = steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if time.monotonic() - self.said >= _PROGRESS_S:
+                self.said = time.monotonic()
+                _log.warning("building the engine of '%s': %s, %d of %d", name, phase, step + 1, self.steps[phase])
+            return True  # go on
+
+        def phase_finish(self, phase: str) -> None:
+            self.steps.pop(phase, None)
+
+    return Monitor()
+
+
 def failed(what: str, log: Any, hint: str, kind: type[DeploykitError] = BundleError) -> DeploykitError:
     """The error for something that the API answered with False, None or -1: ``what``, and what the logger heard."""
     heard = "; ".join(dict.fromkeys(log.lines[-_KEPT_LINES:])) or "it gives no reason"
@@ -73,6 +101,8 @@ def build(
     _parse(trt, network, model, log)
     config = _configure(trt, builder, recipe, sm, log)
     _add_profiles(builder, config, network, recipe, log)
+    progress = monitor(trt, model.name)
+    config.progress_monitor = progress
     cache = _load_timings(config, timing) if timing is not None else None
     engine = builder.build_serialized_network(network, config)
     if engine is None:

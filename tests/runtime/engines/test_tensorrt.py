@@ -196,19 +196,29 @@ def test_a_damaged_engine_is_built_anew(load, model):
     assert load(trt)[1]["from"] == "built now"
 
 
-def test_an_engine_of_the_bundle_is_taken_only_when_it_is_trusted(load, model, monkeypatch, caplog):
+@pytest.mark.parametrize("place", ["beside the model", "beside the bundle"])
+def test_an_engine_from_elsewhere_is_taken_only_when_it_is_trusted(tmp_path, monkeypatch, caplog, place):
     from deploykit.runtime.tensorrt.build import build, dumps
 
-    brought = build(fake.module(), "tensorrt", model, RECIPE, "8.9")
-    model.with_name("model.sm89.engine").write_bytes(brought.engine)
-    model.with_name("model.sm89.json").write_text(dumps(brought.metadata))
-    trt = fake.module()
-    assert load(trt)[1]["from"] == "built now"
+    monkeypatch.setenv("DEPLOYKIT_ENGINES", str(tmp_path / "cache"))
+    path = tmp_path / "m.bundle" / "models" / "v.onnx"
+    folder = path.parent if place == "beside the model" else tmp_path / "m.engines"
+    for needed in (path.parent, folder):
+        needed.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"an onnx")
+    brought = build(fake.module(), "tensorrt", path, RECIPE, "8.9")
+    (folder / "v.sm89.engine").write_bytes(brought.engine)
+    (folder / "v.sm89.json").write_text(dumps(brought.metadata))
+
+    def origin():
+        return _tensorrt._engine(fake.module(), TENSORRT, path, RECIPE, GPU)[1]["from"]
+
+    assert origin() == "built now"
     monkeypatch.setenv("DEPLOYKIT_TRUST_ENGINES", "1")
-    assert load(trt)[1]["from"] == "the bundle"
-    model.with_name("model.sm89.engine").write_bytes(b"altered")
-    assert load(trt)[1]["from"] == "the cache"
-    assert "is damaged" in caplog.text
+    assert origin() == "ahead of time"
+    (folder / "v.sm89.engine").write_bytes(b"altered")
+    assert origin() == "the cache"
+    assert "v.sm89.engine is not used: it is damaged" in caplog.text
 
 
 def test_a_cache_that_others_may_write_to_is_refused(load, model):

@@ -19,6 +19,11 @@ class ILogger:
         pass
 
 
+class IProgressMonitor:
+    def __init__(self):
+        pass
+
+
 class TensorIOMode(enum.Enum):
     INPUT = 1
     OUTPUT = 2
@@ -112,6 +117,10 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
 
         def build_serialized_network(self, network, config):
             made.builds += 1
+            config.progress_monitor.phase_start("Choosing kernels", None, 3)
+            for step in range(3):
+                assert config.progress_monitor.step_complete("Choosing kernels", step)
+            config.progress_monitor.phase_finish("Choosing kernels")
             if fail in ("build", "profile", "capability"):
                 self.log.log(1, "Error Code 9: no kernel for node 5")
                 self.log.log(1, "noise (cudaError 35: CUDA driver version is insufficient)")
@@ -147,7 +156,7 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
                 return False
             rows = self.shapes["x"][0]
             addresses = dict(self.addresses)
-            made.device.queue(lambda: total(addresses, rows))
+            made.device.queue(lambda: total(addresses, rows), stream)
             return True
 
     class Engine:
@@ -181,6 +190,7 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
         __version__=version,
         made=made,
         ILogger=ILogger,
+        IProgressMonitor=IProgressMonitor,
         Builder=Builder,
         OnnxParser=Parser,
         Runtime=Runtime,
@@ -202,10 +212,10 @@ def total(addresses, rows):
 
 
 class Device:
-    """The driver: work waits in the stream until `wait`, or is recorded."""
+    """The driver: work waits in its stream until `wait`, or is recorded. Lanes run in threads, each with its stream."""
 
     def __init__(self, trt=None, *, memory=1 << 20, captures=True):
-        self.held, self.waiting, self.recording, self.graphs = {}, [], None, {}
+        self.held, self.waiting, self.recording, self.graphs = {}, {}, {}, {}
         self.memory, self.captures, self.launched, self.closed = memory, captures, 0, False
         if trt is not None:
             trt.made.device = self
@@ -229,30 +239,32 @@ class Device:
     free_host = free
 
     def stream(self):
-        return 7
+        stream = 7 + len(self.waiting)
+        self.waiting[stream] = []
+        return stream
 
     def close_stream(self, stream):
         pass
 
-    def queue(self, work):
-        (self.waiting if self.recording is None else self.recording).append(work)
+    def queue(self, work, stream):
+        self.recording.get(stream, self.waiting[stream]).append(work)
 
     def to_device(self, address, host, size, stream):
-        self.queue(lambda: ctypes.memmove(address, host, size))
+        self.queue(lambda: ctypes.memmove(address, host, size), stream)
 
     def to_host(self, host, address, size, stream):
-        self.queue(lambda: ctypes.memmove(host, address, size))
+        self.queue(lambda: ctypes.memmove(host, address, size), stream)
 
     def wait(self, stream):
-        for work in self.waiting:
+        for work in self.waiting[stream]:
             work()
-        self.waiting.clear()
+        self.waiting[stream].clear()
 
     def begin_capture(self, stream):
-        self.recording = []
+        self.recording[stream] = []
 
     def end_capture(self, stream):
-        recorded, self.recording = self.recording, None
+        recorded = self.recording.pop(stream)
         if not self.captures:
             raise MissingError("the NVIDIA driver answers cuStreamEndCapture with CUDA_ERROR", hint="")
         self.graphs[len(self.graphs) + 1] = recorded
@@ -260,7 +272,7 @@ class Device:
 
     def launch(self, graph, stream):
         self.launched += 1
-        self.waiting += self.graphs[graph]
+        self.waiting[stream] += self.graphs[graph]
 
     def close_graph(self, graph):
         self.graphs[graph] = None

@@ -72,6 +72,16 @@ def test_a_capability_that_is_not_there_lists_those_that_are():
         capability(fake.module(sm=()), "8.9")
 
 
+def test_a_long_build_says_how_far_it_is_and_a_short_one_nothing(model, monkeypatch, caplog):
+    from deploykit.runtime.tensorrt import build as module
+
+    build(fake.module(), "tensorrt", model, RECIPE)
+    assert not caplog.records
+    monkeypatch.setattr(module, "_PROGRESS_S", 0.0)
+    build(fake.module(), "tensorrt", model, RECIPE)
+    assert "building the engine of 'model.onnx': Choosing kernels, 2 of 3" in caplog.text
+
+
 def test_timings_are_kept_from_build_to_build(model, tmp_path):
     trt = fake.module()
     build(trt, "tensorrt", model, RECIPE, timing=tmp_path / "timings")
