@@ -12,8 +12,9 @@
     [calibration]                     [evaluation]                           limits = "drift<=0.01"
     data = "texts.txt"                data = "other.txt"                     workload = "batch"
 
-Only ``source.model`` is needed. Paths are relative to the recipe's file. Unknown sections, keys and names are refused
-with a message that names the file and the nearest valid spelling.
+Only ``source.model`` is needed; a section ``[pretrain]`` (`deploykit.pretrain.recipe`) stands in its place, and the
+encoder is trained before it is exported. Paths are relative to the recipe's file. Unknown sections, keys and names are
+refused with a message that names the file and the nearest valid spelling.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, Literal, TypeVar
 from deploykit import registry, settings
 from deploykit.budget import Budget
 from deploykit.errors import RecipeError, UnknownNameError, nearest
+from deploykit.pretrain.recipe import PretrainRecipe
 from deploykit.sources import Options as SourceOptions
 
 Kind = Literal["targets", "precisions"]
@@ -66,10 +68,15 @@ class VariantsSection:
 
 @dataclass(frozen=True)
 class CalibrationSection:
-    """Real inputs from which the ranges of a calibrated precision are taken; without ``data`` a builtin set is."""
+    """Real inputs from which the ranges of a calibrated precision are taken.
+
+    Without ``data``: those that the encoder was trained on where that is known, else a builtin set. ``unreadable`` is
+    the largest share of them that may be skipped because they cannot be read.
+    """
 
     data: str = ""
     samples: int = 300
+    unreadable: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,10 @@ class ReportSection:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run, fully decided. ``targets`` and ``precisions`` hold the options that were set, by name."""
+    """One run, fully decided. ``targets`` and ``precisions`` hold the options that were set, by name.
+
+    With ``pretrain`` the source is the folder of that run.
+    """
 
     source: SourceSection
     bundle: BundleSection
@@ -120,6 +130,7 @@ class Recipe:
     report: ReportSection = ReportSection()
     targets: Mapping[str, Any] = field(default_factory=dict)
     precisions: Mapping[str, Any] = field(default_factory=dict)
+    pretrain: PretrainRecipe | None = None
 
     @classmethod
     def from_toml(cls, path: Path | str) -> Recipe:
@@ -150,10 +161,12 @@ class Recipe:
         """Check plain data (parsed TOML) and build the recipe. ``base`` None leaves paths as they are written."""
         settings.refuse_unknown(data, [f.name for f in dataclasses.fields(cls)], f"{where} has no section")
         tables = {key: settings.table(value, f"{where}: {key}") for key, value in data.items()}
-        source = _source(tables.get("source", {}), where, base)
+        training = PretrainRecipe.from_data(tables["pretrain"], where, base) if "pretrain" in tables else None
+        source = _source(_trained(tables.get("source", {}), training, where), where, base)
+        output = f"{training.output}.bundle" if training else default_output(source.model)
         return cls(
             source=source,
-            bundle=_bundle(tables.get("bundle", {}), source.model, where, base),
+            bundle=_bundle(tables.get("bundle", {}), output, where, base),
             export=_export(tables.get("export", {}), where),
             variants=_variants(tables.get("variants", {}), where),
             calibration=_data(CalibrationSection, "calibration", tables.get("calibration", {}), where, base),
@@ -162,12 +175,14 @@ class Recipe:
             report=settings.read(ReportSection, tables.get("report", {}), f"{where}: [report]"),
             targets=_pieces("targets", tables.get("targets", {}), where),
             precisions=_pieces("precisions", tables.get("precisions", {}), where),
+            pretrain=training,
         )
 
     def to_data(self) -> dict[str, Any]:
         """Plain data with every effective value; `from_data` gives an equal recipe back."""
         kinds = {"targets": self.targets, "precisions": self.precisions}
         return {
+            **({} if self.pretrain is None else {"pretrain": self.pretrain.to_data()}),
             "source": {"model": self.source.model, **settings.plain(self.source.options)},
             "export": settings.plain(self.export),
             "variants": settings.plain(self.variants),
@@ -208,6 +223,19 @@ def _source(data: Mapping[str, Any], where: str, base: Path | None) -> SourceSec
     return SourceSection(_from_base(model, base), options)
 
 
+def _trained(data: Mapping[str, Any], training: PretrainRecipe | None, where: str) -> Mapping[str, Any]:
+    """The ``[source]`` section with the run's folder as its model, where there is a run."""
+    if training is None:
+        return data
+    folder = str(training.output)
+    if data.get("model", folder) != folder:
+        raise RecipeError(
+            f"{where}: [source] names a model, and [pretrain] trains one",
+            hint="leave source.model out, or the section [pretrain]",
+        )
+    return {"model": folder, **data}
+
+
 def _from_base(model: str, base: Path | None) -> str:
     """The spec itself, unless it names something beside the recipe."""
     path = Path(model).expanduser()
@@ -217,9 +245,9 @@ def _from_base(model: str, base: Path | None) -> str:
     return str((base / path).resolve()) if explicit or (base / path).exists() else model
 
 
-def _bundle(data: Mapping[str, Any], model: str, where: str, base: Path | None) -> BundleSection:
+def _bundle(data: Mapping[str, Any], default: Path | str, where: str, base: Path | None) -> BundleSection:
     place = f"{where}: [bundle]"
-    section = settings.read(BundleSection, {"output": default_output(model), **data}, place)
+    section = settings.read(BundleSection, {"output": default, **data}, place)
     if str(section.output) in ("", "."):
         raise RecipeError(f"{place} output is empty", hint='name a folder to create: output = "minilm.bundle"')
     output = section.output.expanduser()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deploykit.cli import console
+from deploykit.cli.steps import flat
 
 _RECIPE = typer.Argument(metavar="RECIPE", help="A .toml file with a section [pretrain].", show_default=False)
 _CHANGES = typer.Argument(
@@ -42,7 +43,7 @@ def pretrain(
         else:
             typer.echo(settings.dumps({"pretrain": chosen.to_data()}), nl=False)
         return
-    console.say_settings("settings", _flat(chosen.to_data()))
+    console.say_settings("settings", flat(chosen.to_data()))
     with console.Progress() as progress:
         progress.begin("reading the data")
 
@@ -58,18 +59,13 @@ def pretrain(
     if outcome.unchanged:
         typer.echo("nothing to do: this run is finished")
     typer.echo(_table(outcome.card["probes"]))
+    for name, row in outcome.card.get("finetuned", {}).items():
+        typer.echo(f"fine-tuned, {name}: {_finetuned(row)}")
     for text in outcome.card["data"]["skipped"]:
         console.say(f"skipped: {text}")
     if outcome.card["probes"]["trained"]["held_out"].get("collapsed"):
         console.say("warning: the embeddings have collapsed: their effective rank is below probe.rank_alarm")
     typer.echo(f"encoder: {outcome.folder}")
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _line(line: Mapping[str, Any]) -> str:
@@ -82,6 +78,12 @@ def _line(line: Mapping[str, Any]) -> str:
         f"  epoch {line['epoch']:.2f}  step {line['step']}/{line['steps']}  loss {line['loss']:.4f}{parts}  "
         f"{line['views_per_s']:.0f} views/s  data wait {100 * line['data_wait']:.1f} %  lr {line['lr']:.2e}"
     )
+
+
+def _finetuned(row: Mapping[str, Any]) -> str:
+    parts = {"held_out": "held-out part", "test": "test data"}
+    told = [f"{row[k]['accuracy']} % of the {text} (n {row[k]['n']})" for k, text in parts.items() if k in row]
+    return f"{', '.join(told)}, after {row['steps']} steps"
 
 
 def _table(probes: Mapping[str, Any]) -> str:

@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 def say_recipe(recipe: Recipe) -> None:
     """The effective settings of a recipe."""
-    data = recipe.to_data()
-    values = {f"{section}.{key}": value for section, table in data.items() for key, value in table.items()}
-    console.say_settings("settings", values)
+    console.say_settings("settings", flat(recipe.to_data()))
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def show_recipe(recipe: Recipe, json: bool) -> None:

@@ -2,7 +2,8 @@
 
 Most steps are known from the recipe alone. What a budget may ask for in addition (an int8 variant with some products
 left in float) is known only after full int8 was verified: the step ``search:NAME`` decides it, and `follow_up` gives
-the steps that make it.
+the steps that make it. Nothing is known of an encoder that is still to be trained: a recipe that begins with training
+is planned again once that is finished.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from deploykit import registry, sources
 from deploykit.data import digests
 from deploykit.errors import RecipeError
 from deploykit.measure import fingerprint
+from deploykit.pipeline import training
 from deploykit.pipeline.choose import DRIFT_TERMS, MEASURED, REFERENCE_PRECISION
 from deploykit.pipeline.step import Step
+from deploykit.pipeline.training import Training
 from deploykit.recipe import AUTO, Recipe
 from deploykit.sources import Identity
 
@@ -54,12 +57,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps in the order in which they run, the identity of the source, and sentences for the user."""
+    """The steps in the order in which they run, the identity of the source, and sentences for the user.
+
+    ``training`` comes before all of them. While it is not finished there are no others.
+    """
 
     recipe: Recipe
     identity: Identity
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
+    training: Training | None = None
 
     def step(self, name: str) -> Step:
         """The step of that name."""
@@ -69,10 +76,16 @@ class Plan:
 def plan(recipe: Recipe) -> Plan:
     """Decide the steps. Raises `SourceError` for a model that is not there, `RecipeError` for an impossible choice."""
     _refuse_unmeasured(recipe)
-    identity = sources.resolve(recipe.source.model, recipe.source.options)
     wanted, notes = _wanted(recipe)
+    first = training.of(recipe)
+    if first is not None and not first.finished:
+        notes.append("the steps behind the training are planned when it is finished")
+        return Plan(recipe, training.untrained(first.recipe), (), tuple(notes), first)
+    identity = sources.resolve(recipe.source.model, recipe.source.options)
     steps = [_export_step(recipe, identity)]
     if _needs_samples(recipe, wanted):
+        recipe, told = training.with_its_data(recipe, identity)
+        notes += told
         steps.append(_samples_step(recipe, wanted))
     sampled = len(steps) > 1
     steps += {step.name: step for step in (_lower_step(recipe, variant) for variant in wanted)}.values()
@@ -80,7 +93,7 @@ def plan(recipe: Recipe) -> Plan:
         steps += _variant_steps(recipe, variant, sampled)
     steps += [_search_step(recipe, variant) for variant in wanted if _is_searched(recipe, variant)]
     steps.append(_measure_step(recipe, wanted))
-    return Plan(recipe, identity, tuple(steps), tuple(notes))
+    return Plan(recipe, identity, tuple(steps), tuple(notes), first)
 
 
 def follow_up(recipe: Recipe, step: Step, metadata: Mapping[str, Any]) -> tuple[Step, ...]:
@@ -172,6 +185,7 @@ def _samples_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:
             "calibrates": any(registry.module("precisions", variant.precision).CALIBRATED for variant in wanted),
             "calibration_samples": recipe.calibration.samples,
             "evaluation_samples": recipe.evaluation.samples,
+            "unreadable": recipe.calibration.unreadable,
             "digests": {role: digests.of(spec) for role, spec in specs.items() if spec},
         },
         parents=("export",),

@@ -14,20 +14,22 @@ from typing import Any, Literal
 from deploykit import report
 from deploykit.bundle.write import check_output
 from deploykit.errors import DeploykitError, RecipeError, nearest
-from deploykit.pipeline import assemble
+from deploykit.pipeline import assemble, training
 from deploykit.pipeline.child import Request, reproduce_command, run_in_child
 from deploykit.pipeline.decide import decide
 from deploykit.pipeline.plan import Plan, follow_up, measuring
+from deploykit.pipeline.plan import plan as plan_again
 from deploykit.pipeline.step import Step
 from deploykit.pipeline.store import Artifact, Store, disk_errors
 
-State = Literal["reused", "started", "done", "failed", "skipped"]
+State = Literal["reused", "started", "running", "done", "failed", "skipped"]
 FINAL_STEPS = ("bundle", "report")
+_KINDS = ("export", "samples", "lower", "compile", "verify", "search", "measure", *FINAL_STEPS)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a step; ``note`` is a sentence for the user, or empty."""
+    """Something that happened to a step; ``note`` is a sentence for the user, or empty. Training tells ``running``."""
 
     step: str
     state: State
@@ -76,10 +78,16 @@ def run(
     """
     store = store or Store()
     started = time.perf_counter()
-    steps = _until(plan, until)
     output = plan.recipe.bundle.output.absolute()
     check_output(output)  # before minutes of work, not after
     state = _State()
+    if plan.training is not None:
+        state.worked = not plan.training.finished
+        _train(plan.training, until, store, on_event)
+        if until == training.NAME:
+            return Outcome(unchanged=not state.worked, seconds=time.perf_counter() - started)
+        plan = plan if plan.steps else plan_again(plan.recipe)
+    steps = _until(plan, until)
     with disk_errors(f"the store at '{store.root}'"), store.lock(_lock_name(output), wait=False, what=str(output)):
         _carry_out_all(plan, steps, store, state, on_event)
         if until is not None and until not in FINAL_STEPS:
@@ -93,7 +101,7 @@ def status(plan: Plan, store: Store | None = None) -> list[tuple[Step, bool]]:
     """For each step: is its artefact in the store already? Steps behind one that is missing count as missing."""
     store = store or Store()
     found: dict[str, Artifact] = {}
-    rows = []
+    rows = [] if plan.training is None else [(plan.training.step, plan.training.finished)]
     for step in plan.steps:
         artifact = None
         if step.reusable and all(parent in found for parent in step.parents):
@@ -102,6 +110,25 @@ def status(plan: Plan, store: Store | None = None) -> list[tuple[Step, bool]]:
             found[step.name] = artifact
         rows.append((step, artifact is not None))
     return rows
+
+
+def _train(wanted: training.Training, until: str | None, store: Store, on_event: Callable[[Event], None]) -> None:
+    """Carry out the training that the plan begins with, unless it is finished."""
+    if until is not None and until.partition(":")[0] not in (training.NAME, *_KINDS):  # not after hours of training
+        raise RecipeError(f"the plan has no step '{until}'", hint=nearest(until, [training.NAME, *_KINDS]))
+    if wanted.finished:
+        on_event(Event(training.NAME, "reused"))
+        return
+    begun = time.perf_counter()
+
+    def tell(text: str) -> None:
+        on_event(Event(training.NAME, "running", time.perf_counter() - begun, text))
+
+    folder = wanted.recipe.output.absolute()
+    with store.lock(_lock_name(folder), wait=False, what=str(folder)):
+        on_event(Event(training.NAME, "started", note=wanted.step.describe()))
+        note = training.carry_out(wanted, tell)
+    on_event(Event(training.NAME, "done", time.perf_counter() - begun, note))
 
 
 def _until(plan: Plan, until: str | None) -> tuple[Step, ...]:

@@ -54,8 +54,9 @@ def write(options: Mapping[str, Any], card: Card, exported: Path, reference: Ref
     """Write the three sets below ``out``; returns what they hold, for the audit trail, with notes for the user.
 
     ``options``: ``calibration`` and ``evaluation`` (data specs, or empty), ``calibrates`` (whether anything is
-    calibrated, else the first set is empty), ``calibration_samples`` and ``evaluation_samples``. `InputError` for data
-    of another modality or without any input.
+    calibrated, else the first set is empty), ``calibration_samples`` and ``evaluation_samples``, ``unreadable`` (the
+    share of inputs of the first set that may be skipped, with a note). `InputError` for data of another modality,
+    without any input, or with more that cannot be read.
     """
     given, notes = _read(options, card)
     if given is None:
@@ -64,6 +65,7 @@ def write(options: Mapping[str, Any], card: Card, exported: Path, reference: Ref
         return {"notes": notes}
     preprocessor = open_preprocessor(card, exported)
     count = options["calibration_samples"] if options["calibrates"] else 0
+    given = _readable(given[0], options, preprocessor, notes), given[1]
     calibration, how = _calibration(given[0], count, preprocessor, reference)
     evaluation = _evaluation(given, calibration, options["evaluation_samples"], preprocessor, notes)
     alone = [preprocessor.collate([item]) for item in calibration.items]
@@ -122,6 +124,28 @@ def _dataset(spec: str, card: Card) -> Dataset:
             raise InputError(f"'{spec}' holds only blank texts", hint="give a file with a text on each line")
         found = found.subset(kept)
     return found
+
+
+def _readable(dataset: Dataset, options: Mapping[str, Any], preprocessor: Preprocessor, notes: list[str]) -> Dataset:
+    """The data without what cannot be read, as far as it will be looked at; all of it where nothing may miss."""
+    if not options.get("unreadable"):
+        return dataset
+    most = 20 * options["calibration_samples"] + options["evaluation_samples"]
+    places = coverage.evenly(most, len(dataset)) if dataset.pairs is None else list(range(len(dataset)))
+    kept, faults = [], []
+    for place in places:
+        try:
+            _items(preprocessor, dataset, [place])
+            kept.append(place)
+        except InputError as error:
+            faults.append(error.message)
+    if len(faults) > options["unreadable"] * len(places):
+        raise InputError(
+            f"{len(faults)} of {len(places)} inputs of '{dataset.name}' cannot be read; the first: {faults[0]}",
+            hint="repair or remove them, or raise calibration.unreadable",
+        )
+    notes += [f"skipped, because it cannot be read: {fault}" for fault in faults]
+    return dataset.subset(kept)
 
 
 def _calibration(dataset: Dataset, count: int, preprocessor: Preprocessor, reference: Reference) -> tuple[Chosen, str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import SourceError
+from deploykit.pretrain import distributed
 
 NAME = "last.safetensors"
 
@@ -92,4 +93,4 @@ def fit_weights(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
                 f"{path} holds another architecture: '{name}' has {here} and the model wants {there}",
                 hint="use the recipe that the run was made with, or another output folder",
             )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict({name: distributed.spread_like(tensors[name], value) for name, value in own.items()})

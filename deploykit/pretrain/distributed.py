@@ -39,6 +39,34 @@ def total(value: Tensor) -> Tensor:
     return summed
 
 
+def shard(task: nn.Module, device: torch.device) -> None:
+    """Spread the weights over all processes, layer by layer where a module keeps a list of them (FSDP2)."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world(),))
+    for part in task.modules():
+        for layer in part if isinstance(part, nn.ModuleList) else ():
+            fully_shard(layer, mesh=mesh)
+    fully_shard(task, mesh=mesh)
+
+
+def full(value: Tensor) -> Tensor:
+    """A tensor that is spread over the processes as a whole; all of them must ask."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole
+
+
+def spread_like(whole: Tensor, model: Tensor) -> Tensor:
+    """This process's part of a tensor, as ``model`` is spread; the tensor itself where that is not."""
+    if not hasattr(model, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(model, DTensor)
+    return distribute_tensor(whole.to(model.device), model.device_mesh, model.placements)
+
+
 def mean(values: Tensor, weights: Tensor) -> Tensor:
     """The weighted mean of ``values`` over the global batch; 0 where all weights are."""
     weights = weights.to(values.dtype)

@@ -41,6 +41,13 @@ class DataSection:
     and, where it comes from the training data, not trained on. ``test``: labelled data or scored pairs, judged once at
     the end. ``limit``: at most so many inputs of each, 0 for all. ``unreadable``: the largest share of inputs that may
     be skipped because they cannot be read.
+
+    ``memory``: where decoded inputs are held; ``disk`` is a file of the run's folder that is mapped into memory and
+    gone with the process, for what does not fit.
+
+    ``names``: what the names of files say, without their ending, such as ``{label}_{speaker}_{take}``; it gives the
+    labels where neither folders nor columns do. ``test_names``: files of ``train`` whose names fit one of these shell
+    patterns (``*_[0-4].wav``, ``*_theo_*``) are not trained on but are the test data.
     """
 
     train: tuple[str, ...]
@@ -49,6 +56,9 @@ class DataSection:
     holdout: float = 0.1
     limit: int = 0
     unreadable: float = 0.01
+    memory: Literal["ram", "disk"] = "ram"
+    names: str = ""
+    test_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,8 @@ class TrainingSection:
     ``steps`` 0: as many as ``epochs`` are. ``schedule``: cosine to 0, or warm-up-stable-decay, which decays over the
     last fifth; both rise over ``warmup`` of the steps. ``ema`` is the decay of averaged weights, 0 for none: they are
     what is then judged and exported. ``save_every`` and ``log_every`` count steps. ``precision``: bf16 is autocast.
+    ``tensorboard`` writes the metrics as its event files too, into the folder of that name.
+    ``shard``: every process keeps a part of the weights and of the optimizer's state alone (FSDP2), not all of them.
     ``compile`` hands the encoder's forward to torch.compile; objectives that hide elements go past it.
     """
 
@@ -74,9 +86,11 @@ class TrainingSection:
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
+    shard: bool = False
     ema: float = 0.0
     log_every: int = 10
     save_every: int = 200
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,21 @@ class ProbeSection:
 
 
 @dataclass(frozen=True)
+class FinetuneSection:
+    """Supervised training of a copy at the end, judged on the held-out part and once on the test data.
+
+    ``epochs`` 0: none. It learns from the labels of the data that the probes learn from, all of them; ``augment``: on
+    one view of each input.
+    """
+
+    epochs: float = 0.0
+    batch: int = 128
+    lr: float = 5e-4
+    weight_decay: float = 0.05
+    augment: bool = True
+
+
+@dataclass(frozen=True)
 class PretrainRecipe:
     """One pretraining run, fully decided; ``options`` of the pieces are their own dataclasses."""
 
@@ -107,6 +136,7 @@ class PretrainRecipe:
     seed: int = 0
     training: TrainingSection = TrainingSection()
     probe: ProbeSection = field(default_factory=ProbeSection)
+    finetune: FinetuneSection = field(default_factory=FinetuneSection)
 
     @classmethod
     def from_toml(cls, path: Path | str, overrides: Iterable[str] = ()) -> PretrainRecipe:
@@ -132,7 +162,7 @@ class PretrainRecipe:
     def from_data(cls, data: Mapping[str, Any], where: str = "recipe", base: Path | None = None) -> PretrainRecipe:
         """Check plain data (the section) and build the recipe."""
         place = f"{where}: [pretrain]"
-        known = ["output", "seed", "data", "training", "probe", *PIECES]
+        known = ["output", "seed", "data", "training", "probe", "finetune", *PIECES]
         settings.refuse_unknown(data, known, f"{place} has no key")
         for key in ("output", "data"):
             if key not in data:
@@ -153,6 +183,7 @@ class PretrainRecipe:
             seed=settings.typed(int, data.get("seed", 0), f"{place} seed"),
             training=settings.read(TrainingSection, data.get("training", {}), f"{where}: [pretrain.training]"),
             probe=settings.read(ProbeSection, data.get("probe", {}), f"{where}: [pretrain.probe]"),
+            finetune=settings.read(FinetuneSection, data.get("finetune", {}), f"{where}: [pretrain.finetune]"),
         )
         _check(recipe, place)
         return recipe
@@ -166,6 +197,7 @@ class PretrainRecipe:
             **{k: {"name": getattr(self, k), **settings.plain(self.options[k])} for k in PIECES},
             "training": settings.plain(self.training),
             "probe": settings.plain(self.probe),
+            "finetune": settings.plain(self.finetune),
         }
 
 
@@ -188,8 +220,16 @@ def _check(recipe: PretrainRecipe, place: str) -> None:
         (training.epochs <= 0 and training.steps < 1, "training lasts no step", "give epochs or steps"),
         (training.accumulate < 1, f"training.accumulate is {training.accumulate}", "give 1 or more"),
         (not 0 <= training.ema < 1, f"training.ema is {training.ema}", "give 0, or a decay such as 0.999"),
+        (recipe.finetune.epochs < 0, f"finetune.epochs is {recipe.finetune.epochs}", "give 0 for none, or more"),
+        (recipe.finetune.batch < 2, f"finetune.batch is {recipe.finetune.batch}", "give 2 or more"),
         (len(training.betas) != 2, f"training.betas are {list(training.betas)}", "give two numbers"),
         (training.log_every < 1 or training.save_every < 1, "log_every or save_every is below 1", "give 1 or more"),
+        (bool(data.test and data.test_names), "data has test and test_names", "leave one of them out"),
+        (
+            bool(data.names) and data.names.count("{label}") != 1,
+            f"data.names is '{data.names}'",
+            "it needs one {label}",
+        ),
         (not 0 < data.holdout < 1, f"data.holdout is {data.holdout}", "it is a share: give 0.1"),
     ]
     for is_wrong, fact, hint in wrong:

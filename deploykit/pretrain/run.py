@@ -4,22 +4,24 @@
 
     output/  last.safetensors      the state to go on from          card.json            what the encoder is
              metrics.jsonl         a line every so many steps       encoder.safetensors  its weights
+             recipe.json           what the run was begun with
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import BusyError, RecipeError
+from deploykit.errors import BusyError, DeploykitError, RecipeError
 from deploykit.pretrain.recipe import PretrainRecipe, piece
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from deploykit.pretrain.inputs import Held
     from deploykit.pretrain.judge import Judge
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 CARD = "card.json"
 WEIGHTS = "encoder.safetensors"
 FORMAT = "deploykit.pretrain/1"
+_BEGUN = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,15 @@ def pretrain(
     """
     import torch
 
-    from deploykit.pretrain import checkpoint, trainer
+    from deploykit.pretrain import board, checkpoint, trainer
 
-    finished = _finished(recipe)
-    if finished is not None:
-        return finished
+    done = finished(recipe)
+    if done is not None:
+        return done
     state = _begin(recipe, resume)
     accelerator = trainer.make_accelerator(recipe.training)
     adapter, held, digest = _data(recipe, {} if state is None else state.facts)
-    trained, judge = _split(recipe, adapter, held)
+    trained, judge, learn = _split(recipe, adapter, held)
     torch.manual_seed(recipe.seed)
     encoder = piece("encoder", recipe.encoder).build(adapter.space, recipe.options["encoder"])
     objective = piece("objective", recipe.objective)
@@ -66,7 +69,8 @@ def pretrain(
     job = trainer.Job(
         task=task,
         encoder=encoder,
-        held=trained.tensors,
+        held=held.tensors,
+        places=trained,
         views=lambda rows, draws: adapter.views(rows, count, draws) if count else [adapter.clean(rows)],
         views_per_sample=count,
         options=recipe.training,
@@ -75,14 +79,17 @@ def pretrain(
         facts=adapter.facts,
         judge=lambda e, step: judge.figures(e),
         judge_every=recipe.probe.every,
-        on_line=on_line,
     )
     _check_split(recipe, accelerator.num_processes)
-    figures = trainer.fit(job, accelerator, state is not None)
+    with board.writing(recipe.output / "tensorboard", recipe.training.tensorboard) as write:
+        job.on_line = _both(write, on_line)
+        figures = trainer.fit(job, accelerator, state is not None)
+    encoder = job.encoder  # another module than before where the weights were spread over processes
     card = {
         **_facts(recipe, adapter, held, digest),
         "training": {**figures, "device": str(accelerator.device), "processes": accelerator.num_processes},
         "probes": _probes(judge, encoder, untrained.to(accelerator.device)),
+        **_finetuned(recipe, judge, learn, encoder, untrained),
     }
     if accelerator.is_main_process:
         tensors = dict(encoder.state_dict())
@@ -92,6 +99,17 @@ def pretrain(
     return Outcome(recipe.output, card)
 
 
+def _both(
+    write: Callable[[dict[str, Any]], None], tell: Callable[[dict[str, Any]], None] | None
+) -> Callable[[dict[str, Any]], None]:
+    def both(line: dict[str, Any]) -> None:
+        write(line)
+        if tell is not None:
+            tell(line)
+
+    return both
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Plain data, atomically."""
     part = path.with_name(path.name + ".part")
@@ -99,17 +117,42 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     part.replace(path)
 
 
-def _finished(recipe: PretrainRecipe) -> Outcome | None:
-    """The outcome of the same recipe's finished run in its folder, over the same data."""
+def finished(recipe: PretrainRecipe) -> Outcome | None:
+    """The outcome of the same recipe's finished run in its folder, over the same data; None where there is none.
+
+    Raises `BusyError` when the folder holds the finished run of another recipe, or over other data.
+    """
     path = recipe.output / CARD
     if not path.exists():
         return None
     card = json.loads(path.read_text(encoding="utf-8"))
-    if card.get("recipe") == recipe.to_data() and card["data"]["digest"] == _digest(recipe):
-        return Outcome(recipe.output, card, unchanged=True)
+    what = "another recipe"
+    if _same(card.get("recipe"), recipe):
+        if card["data"]["digest"] == _digest(recipe):
+            return Outcome(recipe.output, card, unchanged=True)
+        what = "this recipe over other data"
     raise BusyError(
-        f"{recipe.output} holds the finished run of another recipe", hint="choose another output, or remove the folder"
+        f"{recipe.output} holds the finished run of {what}", hint="choose another output, or remove the folder"
     )
+
+
+def can_resume(recipe: PretrainRecipe) -> bool:
+    """Whether the folder holds a checkpoint of this very recipe over this very data, and no finished run."""
+    from deploykit.pretrain import checkpoint
+
+    begun, state = recipe.output / _BEGUN, recipe.output / checkpoint.NAME
+    if not begun.exists() or not state.exists() or (recipe.output / CARD).exists():
+        return False
+    told = json.loads(begun.read_text(encoding="utf-8"))
+    return _same(told["recipe"], recipe) and told["digest"] == _digest(recipe)
+
+
+def _same(told: Any, recipe: PretrainRecipe) -> bool:
+    """Whether a recipe as it was written down is this one, keys that it did not have yet at their defaults."""
+    try:
+        return PretrainRecipe.from_data(told).to_data() == recipe.to_data()
+    except DeploykitError:  # a key or a piece that is no more
+        return False
 
 
 def _digest(recipe: PretrainRecipe) -> str:
@@ -129,40 +172,53 @@ def _begin(recipe: PretrainRecipe, resume: bool) -> Any:
         hint = "go on with --resume, choose another output, or remove the folder"
         raise BusyError(f"{recipe.output} holds an unfinished run", hint=hint)
     recipe.output.mkdir(parents=True, exist_ok=True)
-    (recipe.output / "metrics.jsonl").unlink(missing_ok=True)
+    if os.environ.get("RANK", "0") == "0":  # the others of a run in several processes come here too
+        (recipe.output / "metrics.jsonl").unlink(missing_ok=True)
+        write_json(recipe.output / _BEGUN, {"recipe": recipe.to_data(), "digest": _digest(recipe)})
     return None
 
 
 def _data(recipe: PretrainRecipe, facts: Mapping[str, Any]) -> tuple[Any, Held, str]:
     from deploykit.pretrain import inputs
 
-    given = inputs.read(recipe.data.train, recipe.modality, recipe.data.limit)
-    module, options = piece("modality", recipe.modality), recipe.options["modality"]
-    adapter = module.Adapter(options, dict(facts)) if facts else module.Adapter.fit(options, given.inputs, recipe.seed)
-    return adapter, inputs.hold(adapter, given, recipe.data), given.digest
+    options = recipe.data
+    trained = inputs.fits(options.test_names, answer=False)
+    given = inputs.read(options.train, recipe.modality, options.limit, options.names, trained)
+    module, own = piece("modality", recipe.modality), recipe.options["modality"]
+    adapter = module.Adapter(own, dict(facts)) if facts else module.Adapter.fit(own, given.inputs, recipe.seed)
+    return adapter, inputs.hold(adapter, given, options, recipe.output), given.digest
 
 
-def _split(recipe: PretrainRecipe, adapter: Any, held: Held) -> tuple[Held, Judge]:
-    """What is trained on, and the judge: of the held-out part of the probe's data, or of the training data."""
+def _split(recipe: PretrainRecipe, adapter: Any, held: Held) -> tuple[Tensor, Judge, Held]:
+    """The places that are trained on, the judge, and what fine-tuning learns from.
+
+    Judged is the held-out part of the probe's data, or of the training data.
+    """
     from deploykit.pretrain import inputs
     from deploykit.pretrain.judge import Judge
 
     options = recipe.data
     if options.probe:
-        given = inputs.read([options.probe], recipe.modality, options.limit)
-        labelled = inputs.hold(adapter, given, options)
+        given = inputs.read([options.probe], recipe.modality, options.limit, options.names)
+        labelled = inputs.hold(adapter, given, options, recipe.output)
         kept, asked = inputs.split(len(labelled), options.holdout, recipe.seed)
-        trained = held
+        trained = inputs.every(held)
     else:
         labelled = held
         kept, asked = inputs.split(len(held), options.holdout, recipe.seed)
-        trained = held.rows(kept)
+        trained = kept
     bank = labelled.rows(kept[: recipe.probe.samples])
     test = None
-    if options.test:
-        given = inputs.read([options.test], recipe.modality, 0)
-        test = inputs.hold(adapter, given, options, labelled.classes)
-    return trained, Judge(adapter, bank, labelled.rows(asked[: recipe.probe.samples]), test, recipe.probe)
+    if options.test or options.test_names:
+        specs = [options.test] if options.test else options.train
+        given = inputs.read(specs, recipe.modality, 0, options.names, inputs.fits(options.test_names))
+        test = inputs.hold(adapter, given, options, recipe.output, labelled.classes)
+    judge = Judge(adapter, bank, labelled.rows(asked[: recipe.probe.samples]), test, recipe.probe)
+    if not recipe.finetune.epochs:
+        return trained, judge, bank
+    if labelled.labels is None:  # told now, not after the training
+        raise RecipeError("there is nothing to fine-tune on: the data have no labels", hint="name some: data.probe")
+    return trained, judge, labelled.rows(kept)
 
 
 def _check_split(recipe: PretrainRecipe, processes: int) -> None:
@@ -177,6 +233,19 @@ def _check_split(recipe: PretrainRecipe, processes: int) -> None:
 def _probes(judge: Judge, encoder: nn.Module, untrained: nn.Module) -> dict[str, Any]:
     rows = {"trained": encoder, "random initialisation": untrained, "raw input": None}
     return {name: {"held_out": judge.figures(e), "test": judge.final(e)} for name, e in rows.items()}
+
+
+def _finetuned(
+    recipe: PretrainRecipe, judge: Judge, learn: Held, encoder: nn.Module, untrained: nn.Module
+) -> dict[str, Any]:
+    """The card's entry on fine-tuning; empty where none was asked for."""
+    if not recipe.finetune.epochs:
+        return {}
+    from deploykit.pretrain import finetune
+
+    sets = {"learn": learn, "held_out": judge.query} | ({} if judge.test is None else {"test": judge.test})
+    encoders = {"trained": encoder, "random initialisation": untrained}
+    return {"finetuned": finetune.figures(encoders, judge.adapter, sets, recipe.finetune, recipe.seed)}
 
 
 def _facts(recipe: PretrainRecipe, adapter: Any, held: Held, digest: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ masks and dropout. A run that is stopped anywhere and resumed therefore gives th
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -33,13 +34,15 @@ Line = dict[str, Any]
 class Job:
     """One training: the ``task`` (an objective around its ``encoder``), the data, and what is told to whom.
 
-    ``held`` are tensors in memory with the samples as their first axis. ``views(rows, draws)`` makes the inputs of one
+    ``held`` are tensors in memory with the samples as their first axis, of which those at ``places`` are trained on.
+    ``views(rows, draws)`` makes the inputs of one
     step from some rows of them. ``judge(encoder, step)`` gives figures for the metrics, every ``judge_every`` steps.
     """
 
     task: nn.Module
     encoder: nn.Module
     held: tuple[Tensor, ...]
+    places: Tensor
     views: Callable[[tuple[Tensor, ...], Draws], list[Input]]
     views_per_sample: int
     options: TrainingSection
@@ -90,19 +93,23 @@ def make_accelerator(options: TrainingSection) -> Any:
 def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
     """Train to the end, from the last checkpoint with ``resume``; returns the figures of the whole run.
 
-    Leaves ``job.encoder`` with the averaged weights where the recipe asks for them. `CheckError` when the loss is no
-    longer a number, with the step and the last good checkpoint.
+    Leaves ``job.encoder`` whole, with the averaged weights where the recipe asks for them. `CheckError` when the
+    loss is no longer a number, with the step and the last good checkpoint.
     """
     options, device = job.options, accelerator.device
-    steps = steps_of(options, len(job.held[0]))
+    steps = steps_of(options, len(job.places))
     job.task.to(device)
     job.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(job.task, options, device)
+    whole = job.encoder
+    if _is_sharded(options):
+        whole = copy.deepcopy(job.encoder)
+        distributed.shard(job.task, device)
+    optimizer = make_optimizer(job.task, options, device)
     average = _Average(job.encoder, options.ema)
     start = _restore(job, optimizer, average) if resume else 0
     if options.compile:
         job.encoder.compile()
-    task = accelerator.prepare(job.task)
+    task = job.task if _is_sharded(options) else accelerator.prepare(job.task)
     prepared = accelerator.prepare(optimizer)
     clock = _Clock()
     batches = _Prefetch(job, device, start, steps)
@@ -121,16 +128,21 @@ def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
             if done % options.save_every == 0 or done == steps:
                 _save(job, optimizer, average, done)
             if job.judge and job.judge_every and done % job.judge_every == 0 and done < steps:
-                with average.applied(job.encoder):
-                    _tell(job, {"step": done, "probe": job.judge(job.encoder, done)})
+                with average.applied(job.encoder, whole):
+                    _tell(job, {"step": done, "probe": job.judge(whole, done)})
                 job.task.train()
                 clock.restart()
     finally:
         batches.close()
-    average.apply(job.encoder)
+    average.applied(job.encoder, whole).begin()
+    job.encoder = whole
     job.task.eval()
     seconds = clock.training
     return {"steps": steps, "seconds": round(seconds, 1), "data_wait": clock.share(), "resumed_at": start}
+
+
+def _is_sharded(options: TrainingSection) -> bool:
+    return options.shard and distributed.world() > 1
 
 
 def _step(
@@ -143,7 +155,8 @@ def _step(
         with clock.waiting():
             views, draws = batches.next()
         with accelerator.no_sync(task) if micro < count - 1 else nullcontext():
-            loss, named = task(views, draws)
+            with accelerator.autocast():
+                loss, named = task(views, draws)
             losses += float(loss.detach()) / count
             for name, value in named.items():
                 parts[name] = parts.get(name, 0.0) + float(value.detach()) / count
@@ -151,8 +164,9 @@ def _step(
                 raise _broken(job, step, f"the loss is {losses}")
             accelerator.backward(loss / count)
     norm = accelerator.clip_grad_norm_(job.task.parameters(), job.options.clip or math.inf)
-    if not math.isfinite(float(norm)):
-        raise _broken(job, step, f"the gradient's norm is {float(norm)}")
+    length = float(distributed.full(norm))
+    if not math.isfinite(length):
+        raise _broken(job, step, f"the gradient's norm is {length}")
     optimizer.step()
     return losses, parts
 
@@ -165,7 +179,7 @@ def _broken(job: Job, step: int, fact: str) -> CheckError:
     )
 
 
-def _optimizer(task: nn.Module, options: TrainingSection, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(task: nn.Module, options: TrainingSection, device: torch.device) -> torch.optim.Optimizer:
     """Fused AdamW; vectors (norms, biases) are not decayed."""
     parameters = [p for p in task.parameters() if p.requires_grad]
     groups = [
@@ -191,26 +205,29 @@ class _Average:
             else:
                 self.tensors[name].copy_(value)
 
-    def apply(self, encoder: nn.Module) -> None:
-        if self.decay:
-            encoder.load_state_dict(self.tensors)
-
-    def applied(self, encoder: nn.Module) -> _Swapped:
-        return _Swapped(self, encoder)
+    def applied(self, encoder: nn.Module, whole: nn.Module) -> _Swapped:
+        return _Swapped(self, encoder, whole)
 
 
 class _Swapped:
-    """The encoder with averaged weights, for as long as the block lasts."""
+    """``whole`` with averaged weights, or those of ``encoder`` without, for as long as the block lasts.
 
-    def __init__(self, average: _Average, encoder: nn.Module) -> None:
-        self._average, self._encoder = average, encoder
+    They are one module unless the weights of ``encoder`` are spread over processes.
+    """
+
+    def __init__(self, average: _Average, encoder: nn.Module, whole: nn.Module) -> None:
+        self._average, self._encoder, self._whole = average, encoder, whole
+
+    def begin(self) -> None:
+        tensors = self._average.tensors or self._encoder.state_dict()
+        self._whole.load_state_dict({name: distributed.full(value) for name, value in tensors.items()})
 
     def __enter__(self) -> None:
-        self._own = {k: v.detach().clone() for k, v in self._encoder.state_dict().items()}
-        self._average.apply(self._encoder)
+        self._own = {k: v.detach().clone() for k, v in self._whole.state_dict().items()}
+        self.begin()
 
     def __exit__(self, *_: object) -> None:
-        self._encoder.load_state_dict(self._own)
+        self._whole.load_state_dict(self._own)
 
 
 class _Prefetch:
@@ -242,7 +259,7 @@ class _Prefetch:
         part = options.batch // options.accumulate
         own = part // processes
         first = micro * part + distributed.rank() * own
-        rows = self._orders(step)[first : first + own]
+        rows = self._job.places[self._orders(step)[first : first + own]]
         held = tuple(t[rows].to(self._device, non_blocking=True) for t in self._job.held)
         begin = distributed.rank() * own
         seeds = step_seed(self._job.seed, step, micro, 1)
@@ -257,7 +274,7 @@ def _channels_last(values: Tensor) -> Tensor:
 
 def _orders(job: Job) -> Callable[[int], Tensor]:
     """The samples of each step: a new order of all every epoch; a rest smaller than a batch waits for the next."""
-    samples, batch = len(job.held[0]), job.options.batch
+    samples, batch = len(job.places), job.options.batch
     whole = samples // batch
     known: dict[int, Tensor] = {}
 
@@ -311,7 +328,7 @@ class _Waiting:
 
 def _line(job: Job, step: int, steps: int, loss: float, parts: Mapping[str, float], lr: float, clock: _Clock) -> Line:
     seconds, waited, views = clock.lap()
-    epoch = step / (len(job.held[0]) // job.options.batch)
+    epoch = step / (len(job.places) // job.options.batch)
     return {
         **{"step": step, "steps": steps, "epoch": round(epoch, 3), "loss": loss, "parts": dict(parts), "lr": lr},
         "views_per_s": round(views / max(seconds, 1e-9), 1),
@@ -328,11 +345,15 @@ def _tell(job: Job, line: Line) -> None:
 
 
 def _save(job: Job, optimizer: torch.optim.Optimizer, average: _Average, step: int) -> None:
+    model = {name: distributed.full(value) for name, value in job.task.state_dict().items()}
+    ema = {name: distributed.full(value) for name, value in average.tensors.items()}
+    known = optimizer.state_dict()["state"]
+    entries = {i: {k: distributed.full(v) for k, v in entry.items()} for i, entry in known.items()}
+    for name, value in model.items():  # the last checkpoint shall be a good one
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise _broken(job, step - 1, f"'{name}' holds what is no number")
     if distributed.rank() == 0:
-        entries = optimizer.state_dict()["state"]
-        state = checkpoint.State(
-            step, job.task.state_dict(), average.tensors, entries, torch.get_rng_state(), dict(job.facts)
-        )
+        state = checkpoint.State(step, model, ema, entries, torch.get_rng_state(), dict(job.facts))
         checkpoint.save(job.folder / checkpoint.NAME, state)
 
 
@@ -342,10 +363,15 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, average: _Average) -> i
     state = checkpoint.load(path)
     checkpoint.fit_weights(job.task, state.model, path)
     whole = optimizer.state_dict()
-    whole["state"] = {i: dict(entry) for i, entry in state.optimizer.items()}
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    whole["state"] = {
+        i: {k: distributed.spread_like(v, order[i]) if v.ndim else v for k, v in entry.items()}
+        for i, entry in state.optimizer.items()
+    }
     optimizer.load_state_dict(whole)
     for name, value in average.tensors.items():
-        value.copy_(state.ema.get(name, value))
+        if name in state.ema:
+            value.copy_(distributed.spread_like(state.ema[name], value))
     torch.set_rng_state(state.rng)
     metrics = job.folder / METRICS
     if metrics.exists() and distributed.rank() == 0:

@@ -37,6 +37,17 @@ def identify(spec: str, options: Options) -> Identity:
     return _folder.identity(KIND, folder, files, options, facts)
 
 
+def trained_on(spec: str) -> tuple[str, ...]:
+    """The data specs that the run was trained on, which are there for calibration; some may be gone by now."""
+    return tuple(str(data) for data in _read(spec)[1]["data"]["train"])
+
+
+def unreadable(spec: str) -> float:
+    """The share of unreadable inputs that the run allowed; 0 where it found none."""
+    card = _read(spec)[1]
+    return float(card["recipe"]["data"]["unreadable"]) if card["data"]["skipped"] else 0.0
+
+
 def open(spec: str, options: Options) -> Source:
     """Build the encoder that the card names, and load its weights."""
     from safetensors.torch import load_file
@@ -123,5 +134,7 @@ def _make(
 
 
 def _provenance(card: Mapping[str, Any]) -> dict[str, Any]:
-    told = json.loads(json.dumps({key: card[key] for key in ("objective", "data", "training", "probes")}))
+    told = json.loads(
+        json.dumps({key: card[key] for key in ("objective", "data", "training", "probes", "finetuned") if key in card})
+    )
     return {"kind": KIND, "name": card["name"], "architecture": card["encoder"]["name"], **told}

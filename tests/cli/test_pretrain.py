@@ -45,3 +45,20 @@ def test_wrong_changes_end_with_2_and_the_nearest(command, written, change, says
     code, _, err = command("pretrain", str(written), change)
     assert code == 2
     assert says in err
+
+
+def test_fine_tuning_is_told(command, written):
+    code, out, _ = command("pretrain", str(written), "finetune.epochs=1", "finetune.batch=12")
+    assert code == 0
+    assert "fine-tuned, trained: " in out
+    assert "% of the held-out part (n 12), after 3 steps" in out
+
+
+def test_run_trains_first_and_tells_it(command, written, tmp_path):
+    code, out, _ = command("run", str(written), "--dry-run")
+    assert code == 0
+    assert "to do     pretrain" in out
+    code, _, err = command("run", str(written), "--until", "pretrain")
+    assert code == 0
+    assert "step 4 of 4" in err
+    assert "in store  pretrain" in command("run", str(written), "--dry-run")[1]

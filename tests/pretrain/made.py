@@ -19,7 +19,7 @@ MODALITIES = {
 }
 
 
-def recipe(output, data, *, modality="image", objective="match", encoder="cnn", skip=0.01, **sections):
+def recipe(output, data, /, *, modality="image", objective="match", encoder="cnn", skip=0.01, **sections):
     """A recipe of few and small steps; ``sections`` add keys to its sections."""
     table = {
         "output": str(output),
@@ -103,3 +103,12 @@ def resumable(output, data):
         encoder="transformer",
         training={"steps": 26, "batch": 12, "ema": 0.9, "save_every": 3, "accumulate": 2},
     )
+
+
+def spread(output, data):
+    """A run whose weights are spread over its processes, without dropout: that is drawn by each process."""
+    table = recipe(output, data, encoder="transformer").to_data()
+    table["encoder"]["dropout"] = 0.0
+    table["training"] |= {"shard": True, "ema": 0.5, "steps": 6}
+    table["probe"] = {"every": 2, "rank_alarm": 0.0}
+    return PretrainRecipe.from_data(table)

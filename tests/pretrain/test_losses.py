@@ -155,12 +155,75 @@ def test_padding_does_not_change_an_embedding():
     assert torch.allclose(padded, encoder(Input(ids[:, :5], torch.ones(1, 5))), atol=1e-6)
 
 
+def adversary(space, **options):
+    return adversarial.build(space, small(space), adversarial.Options(width=16, depth=1, **options))
+
+
 def test_deceiving_trains_the_generator_and_not_the_encoder():
-    space = Patches((1, 8, 8), (4, 4))
-    task = adversarial.build(space, small(space), adversarial.Options(width=16, depth=1))
-    elements = torch.randn(2, 4, 16)
-    filled = torch.randn(2, 4, 16, requires_grad=True)
-    hidden = torch.ones(2, 4, dtype=torch.bool)
-    task._deceive(elements, filled, hidden.unsqueeze(-1), hidden, None).backward()
-    assert filled.grad.abs().sum() > 0
+    task = adversary(Patches((1, 8, 8), (4, 4)), margin=-9.0)
+    mixed = torch.randn(2, 4, 16, requires_grad=True)
+    task._deceive(mixed, torch.ones(2, 4, dtype=torch.bool), None).backward()
+    assert mixed.grad.abs().sum() > 0
     assert all(p.grad is None for p in task.encoder.parameters())
+
+
+def test_what_is_called_generated_by_less_than_the_margin_deceives_well_enough():
+    task = adversary(Patches((1, 8, 8), (4, 4)), margin=99.0)
+    assert float(task._deceive(torch.randn(2, 4, 16), torch.ones(2, 4, dtype=torch.bool), None)) == 0
+
+
+def test_the_generator_fills_hidden_places_alone_and_the_encoder_sees_the_others_as_they_are():
+    space = Tokens(12, 40, 4, 5)
+    ids = torch.randint(5, 40, (8, 12))
+    ids[:, 0], ids[4:, 9:] = 2, 0
+    valid = (ids != 0).long()
+    task, seen = adversary(space, share=0.5, correct=1.0), []
+    task.encoder.stem.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    loss, parts = task([Input(ids, valid)], Draws(3, 8, 0, 8))
+    loss.backward()
+    hidden = choose_hidden(space, ids, valid, 0.5, Draws(3, 8, 0, 8))
+    assert torch.equal(seen[0][~hidden], ids[~hidden])
+    assert (seen[0][hidden] != ids[hidden]).float().mean() > 0.5
+    assert float(parts["generating"].detach()) == pytest.approx(math.log(40), rel=0.2)
+    assert all(p.grad is not None for p in task.parameters())
+
+
+def test_correcting_scores_the_real_elements_at_hidden_places():
+    space = Patches((1, 4, 4), (2, 2))
+    task = adversary(space, share=0.5, correct=1.0)
+    torch.nn.init.zeros_(task.correct.linear.weight)
+    pictures = torch.randn(3, 1, 4, 4)
+    elements = space.split(Input(pictures))
+    hidden = choose_hidden(space, elements, None, 0.5, Draws(2, 3, 0, 3))
+    parts = task([Input(pictures)], Draws(2, 3, 0, 3))[1]
+    assert float(parts["correcting"].detach()) == pytest.approx(float((elements[hidden] ** 2).mean()), rel=1e-5)
+
+
+def test_tokens_are_predicted_by_their_own_embeddings():
+    space = Tokens(6, 30, 4, 5)
+    task = predict.build(space, small(space), predict.Options())
+    inner = torch.randn(2, 16)
+    plain = task.inner(inner) @ task.encoder.stem.weight.T
+    assert torch.allclose(task.head(inner), plain, atol=1e-6)
+    task([Input(torch.randint(5, 30, (4, 6)))], Draws(0, 4, 0, 4))[0].backward()
+    assert (task.encoder.stem.weight.grad.abs().sum(1) > 0).all()
+
+
+def test_a_fresh_encoder_hears_both_elements_and_places():
+    for space in (Patches((1, 8, 8), (2, 2)), Tokens(16, 50, 4, 5)):
+        encoder = small(space)
+        stem = encoder.stem(torch.randint(5, 50, (64, 16)) if isinstance(space, Tokens) else torch.randn(64, 16, 4))
+        assert 0.3 < float((encoder.positions.std() / stem.std()).detach()) < 3
+
+
+def test_generated_and_real_elements_weigh_the_same():
+    values = torch.tensor([[1.0, 2.0, 3.0, 9.0]])
+    false = torch.tensor([[True, False, False, False]])
+    counted = torch.tensor([[True, True, True, False]])
+    assert float(adversarial._balanced(values, false, counted)) == (1.0 + 2.5) / 2
+
+
+@pytest.mark.parametrize("objective", [predict, adversarial])
+def test_elements_are_hidden_in_the_sample_or_in_one_view_of_it(objective):
+    assert objective.views(objective.Options()) == 0
+    assert objective.views(objective.Options(augmented=True)) == 1

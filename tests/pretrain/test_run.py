@@ -4,12 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from deploykit import settings
 from deploykit.errors import BusyError, CheckError, InputError, RecipeError, SourceError, UnknownNameError
-from deploykit.pretrain import run, trainer
+from deploykit.pretrain import checkpoint, run, trainer
 from deploykit.pretrain.recipe import PretrainRecipe
 from tests.pretrain import made
 
@@ -25,8 +26,8 @@ def squares(tmp_path):
 @pytest.mark.parametrize("objective", ["match", "predict", "adversarial"])
 def test_every_objective_trains_on_every_modality(tmp_path, modality, objective):
     data = made.data_for(modality, tmp_path)
-    recipe = made.recipe(tmp_path / "run", data, modality=modality, objective=objective, encoder="transformer")
-    outcome = run.pretrain(recipe)
+    kinds = {"modality": modality, "objective": objective, "encoder": "transformer"}
+    outcome = run.pretrain(made.recipe(tmp_path / "run", data, **kinds, training={"lr": 0.01}))
     found = made.losses(outcome.folder)
     assert sorted(found) == [1, 2, 3, 4]
     probes = outcome.card["probes"]
@@ -88,6 +89,8 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_checkpoint(tmp_path, sq
     with pytest.raises(CheckError, match=r"at step \d+; the last good checkpoint is .*last.safetensors"):
         run.pretrain(recipe)
     assert not (tmp_path / "run" / run.CARD).exists()
+    state = checkpoint.load(tmp_path / "run" / checkpoint.NAME)
+    assert all(bool(value.isfinite().all()) for value in state.model.values())
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, squares):
@@ -198,3 +201,65 @@ def test_bfloat16_and_probes_during_training(tmp_path, squares):
 def test_a_collapse_is_told(tmp_path, squares):
     recipe = made.recipe(tmp_path / "run", squares, probe={"rank_alarm": 1000.0})
     assert run.pretrain(recipe).card["probes"]["trained"]["held_out"]["collapsed"]
+
+
+def takes(folder):
+    """Low and high tones in one folder, named {label}_{speaker}_{take}.wav."""
+    made.sounds(folder / "parts")
+    for path in sorted(folder.rglob("*.wav")):
+        take = int(path.stem)
+        path.rename(folder / f"{path.parent.name}_{('ann', 'bob')[take // 2 % 2]}_{take // 4}.wav")
+    return folder
+
+
+def test_labels_and_the_test_data_come_from_file_names(tmp_path):
+    folder = takes(tmp_path / "takes")
+    sets = {"names": "{label}_{speaker}_{take}", "test_names": ["*_[01].wav"]}
+    card = run.pretrain(made.recipe(tmp_path / "run", folder, modality="audio", data=sets)).card
+    assert card["data"]["samples"] == 24
+    assert {row["test"]["n"] for row in card["probes"].values()} == {8}
+    assert card["probes"]["raw input"]["test"]["linear"] == 100.0  # two tones
+
+
+def test_a_file_name_that_does_not_fit_is_named(tmp_path):
+    folder = takes(tmp_path / "takes")
+    sets = {"names": "{speaker}-{label}"}
+    with pytest.raises(InputError, match=r"'high_ann_0.wav' does not fit data.names"):
+        run.pretrain(made.recipe(tmp_path / "run", folder, modality="audio", data=sets))
+    with pytest.raises(InputError, match="are no files"):
+        run.pretrain(made.recipe(tmp_path / "run", "builtin:digits", data={"names": "{label}"} | {"test_names": ["*"]}))
+
+
+@pytest.mark.parametrize("sets", [{"names": "{speaker}"}, {"test": "a", "test_names": ["b"]}])
+def test_impossible_choices_of_data_are_refused(tmp_path, sets):
+    with pytest.raises(RecipeError, match=r"names"):
+        made.recipe(tmp_path / "run", "x", data=sets)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_data_mapped_from_the_disk_train_the_same_encoder(tmp_path, modality):
+    data = made.data_for(modality, tmp_path)
+    kinds = {"modality": modality, "encoder": "transformer"}
+    ram = run.pretrain(made.recipe(tmp_path / "ram", data, **kinds))
+    disk = run.pretrain(made.recipe(tmp_path / "disk", data, **kinds, data={"memory": "disk"}))
+    assert (ram.folder / run.WEIGHTS).read_bytes() == (disk.folder / run.WEIGHTS).read_bytes()
+    assert sorted(p.name for p in ram.folder.iterdir()) == sorted(p.name for p in disk.folder.iterdir())
+
+
+def test_mapped_data_are_no_copy_in_memory(tmp_path, squares):
+    recipe = made.recipe(tmp_path / "run", squares, data={"memory": "disk"})
+    _, held, _ = run._data(recipe, {})
+    base = held.tensors[0].numpy()
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert held.tensors[0].dtype == torch.uint8
+    assert "(deleted)" in mapped_at(base.ctypes.data)
+
+
+def mapped_at(address):
+    """The line of this process's memory map that an address lies in."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(part, 16) for part in line.split()[0].split("-"))
+        if first <= address < last:
+            return line
+    return ""

@@ -67,7 +67,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.space, self.options, self.dim = space, options, options.width
         self.stem = space.stem(options.width)
-        self.positions = nn.Parameter(positions(space.grid, options.width))
+        # Places must be heard beside the elements: a fresh patch's vector has deviation 1, a fresh token's 0.1.
+        heard = 0.1 if isinstance(self.stem, nn.Embedding) else 1.0
+        self.positions = nn.Parameter(heard * positions(space.grid, options.width))
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.depth))
         self.norm = nn.LayerNorm(options.width)
         self.pool = Pooling(["mean"])
@@ -83,18 +85,20 @@ class Encoder(nn.Module):
         tokens = self.stem(elements) + self.positions[: elements.shape[1]]
         if places is not None:
             tokens = tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        return run_blocks(self.blocks, self.norm, tokens, self._bias(tokens, valid), self.options.checkpointing)
+        bias = attention_bias(tokens, valid, self.options.causal)
+        return run_blocks(self.blocks, self.norm, tokens, bias, self.options.checkpointing)
 
-    def _bias(self, tokens: Tensor, valid: Tensor | None) -> Tensor | None:
-        """What attention adds to its scores, [batch or 1, 1, length or 1, length]: -1e4 where it may not look."""
-        length = tokens.shape[1]
-        if valid is None and not self.options.causal:
-            return None
-        seen = torch.ones(1, 1, 1, length, device=tokens.device) if valid is None else valid[:, None, None, :].float()
-        if self.options.causal:
-            order = torch.arange(length, device=tokens.device)
-            seen = seen * (order[None, :] <= order[:, None]).float()
-        return ((1.0 - seen) * -1e4).to(tokens.dtype)
+
+def attention_bias(tokens: Tensor, valid: Tensor | None, causal: bool = False) -> Tensor | None:
+    """What attention adds to its scores, [batch or 1, 1, length or 1, length]: -1e4 where it may not look."""
+    length = tokens.shape[1]
+    if valid is None and not causal:
+        return None
+    seen = torch.ones(1, 1, 1, length, device=tokens.device) if valid is None else valid[:, None, None, :].float()
+    if causal:
+        order = torch.arange(length, device=tokens.device)
+        seen = seen * (order[None, :] <= order[:, None]).float()
+    return ((1.0 - seen) * -1e4).to(tokens.dtype)
 
 
 def run_blocks(blocks: nn.ModuleList, norm: nn.Module, tokens: Tensor, bias: Tensor | None, again: bool) -> Tensor:
@@ -116,15 +120,21 @@ def positions(grid: Sequence[int], width: int) -> Tensor:
     rates = torch.exp(-math.log(10_000.0) * torch.arange(share) / share)
     waves = [f(axis.reshape(-1, 1) * rates) for axis in axes for f in (torch.sin, torch.cos)]
     table = torch.cat(waves, dim=1)
-    return 0.1 * F.pad(table, (0, width - table.shape[1]))
+    return F.pad(table, (0, width - table.shape[1]))
 
 
-def _initialise(module: nn.Module) -> None:
-    for part in module.modules():
+def _initialise(encoder: Encoder) -> None:
+    for part in encoder.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
-            nn.init.trunc_normal_(part.weight, std=0.02 if isinstance(part, nn.Embedding) else part.in_features**-0.5)
+            nn.init.trunc_normal_(part.weight, std=0.1 if isinstance(part, nn.Embedding) else part.in_features**-0.5)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
+    shrink = (2 * encoder.options.depth) ** -0.5  # the sum of all residuals is then as large as a token (GPT-2)
+    with torch.no_grad():
+        for part in encoder.modules():
+            if isinstance(part, Block):
+                part.out.weight.mul_(shrink)
+                part.down.weight.mul_(shrink)
 
 
 def build(space: Space, options: Options) -> Encoder:

@@ -19,18 +19,29 @@ from deploykit.pretrain import distributed
 from deploykit.pretrain.draws import Draws
 from deploykit.pretrain.elements import Input, Space, choose_hidden
 from deploykit.pretrain.encoders import transformer
+from deploykit.pretrain.objectives.predict import Outputs
 
 
 @dataclass(frozen=True)
 class Options:
-    """``share`` of hidden elements; sizes of the generator; weights of the encoder's loss and of deceiving it."""
+    """``share`` of hidden elements; ``width``, ``depth`` and ``heads`` of the generator; weights of the losses.
+
+    ``weight`` of telling real from generated; ``deceive`` of the generated elements' scores above ``margin``, which
+    trains the generator of patches; ``correct`` of predicting what really stood at the generated ones' places
+    (COCO-LM, arXiv:2102.08473), 0 for none. ``head``: how many blocks lie between the encoder and its verdicts.
+    ``augmented``: the input is one view of the sample and not the sample as it is.
+    """
 
     share: float = 0.25
     width: int = 64
     depth: int = 2
     heads: int = 2
     weight: float = 20.0
-    deceive: float = 0.1
+    deceive: float = 0.03
+    margin: float = 1.0
+    correct: float = 0.0
+    head: int = 1
+    augmented: bool = False
 
 
 class Adversarial(nn.Module):
@@ -42,58 +53,108 @@ class Adversarial(nn.Module):
         sizes = transformer.Options(width=options.width, depth=options.depth, heads=options.heads)
         self.generator = transformer.Encoder(space, sizes)
         self.fill = nn.Linear(options.width, space.outputs)
-        self.tell = nn.Sequential(nn.Linear(encoder.dim, encoder.dim), nn.GELU(), nn.Linear(encoder.dim, 1))
+        self.head = Head(encoder.dim, options.head)
+        self.correct = Outputs(space, encoder.dim) if options.correct else None
 
     def forward(self, views: list[Input], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Generator's loss plus the weighted loss of telling; ``told`` is the mean of both kinds' accuracies."""
-        elements, valid = self.space.split(views[0]), views[0].valid
-        hidden = choose_hidden(self.space, elements, valid, self.options.share, draws)
-        prediction = self.fill(self.generator.tokens(self.space.hide(elements, hidden, draws), valid))
-        generating = distributed.mean(self.space.score(prediction, elements, normalized=False), hidden.float())
-        filled = self.space.fill(prediction, draws)
-        place = hidden if elements.ndim == 2 else hidden.unsqueeze(-1)
-        mixed = torch.where(place, filled.detach().to(elements.dtype), elements)
-        false = hidden & ~self.space.equal(mixed, elements)
+        """Generator's loss plus the weighted losses of telling and correcting; ``told``: `_told`."""
+        options, space = self.options, self.space
+        elements, valid = space.split(views[0]), views[0].valid
+        hidden = choose_hidden(space, elements, valid, options.share, draws)
+        # The generator's last layer runs at hidden places: with a vocabulary of thousands it costs more than the rest.
+        places = hidden.float().argsort(dim=1, descending=True)[:, : max(1, round(options.share * hidden.shape[1]))]
+        asked, real = hidden.gather(1, places), _gather(elements, places)
+        prediction = self.fill(_gather(self.generator.tokens(space.hide(elements, hidden, draws), valid), places))
+        generating = distributed.mean(space.score(prediction, real, normalized=False), asked.float())
+        filled = space.fill(prediction, draws).to(elements.dtype)
+        filled = torch.where(_like(asked, filled), filled, real)
+        mixed = _put(elements, places, filled.detach())
+        false = hidden & ~space.equal(mixed, elements)
         counted = torch.ones_like(hidden) if valid is None else valid.bool()
-        scores = self.tell(self.encoder.tokens(mixed, valid)).squeeze(-1).float()
-        telling = distributed.mean(F.binary_cross_entropy_with_logits(scores, false.float(), reduction="none"), counted)
-        loss = generating + self.options.weight * telling
+        scores, vectors = self.head(self.encoder.tokens(mixed, valid), valid)
+        scores = scores.float()
+        telling = _balanced(F.binary_cross_entropy_with_logits(scores, false.float(), reduction="none"), false, counted)
+        loss = generating + options.weight * telling
         parts = {"generating": generating, "telling": telling, "told": _told(scores, false, counted)}
-        if self.space.differentiable and self.options.deceive:
-            deceiving = self._deceive(elements, filled, place, hidden, valid)
-            loss, parts["deceiving"] = loss + self.options.deceive * deceiving, deceiving
+        if self.correct is not None:
+            corrected = space.score(self.correct(_gather(vectors, places), self.encoder), real, normalized=False)
+            parts["correcting"] = distributed.mean(corrected, asked.float())
+            loss = loss + options.correct * parts["correcting"]
+        if space.differentiable and options.deceive:
+            parts["deceiving"] = self._deceive(_put(elements, places, filled), hidden, valid)
+            loss = loss + options.deceive * parts["deceiving"]
         return loss, parts
 
-    def _deceive(self, elements: Tensor, filled: Tensor, place: Tensor, hidden: Tensor, valid: Tensor | None) -> Tensor:
-        """How far generated elements are from being called real; gradients reach the generator alone."""
+    def _deceive(self, mixed: Tensor, hidden: Tensor, valid: Tensor | None) -> Tensor:
+        """How far generated elements are called generated beyond the margin; gradients reach the generator alone.
+
+        Without the margin a generator that has once deceived goes on, and the encoder has nothing left to tell.
+        """
         weights = {f"encoder.{k}": v.detach() for k, v in self.encoder.named_parameters()}
-        weights |= {f"tell.{k}": v.detach() for k, v in self.tell.named_parameters()}
-        frozen = _Teller(self.encoder, self.tell)
-        mixed = torch.where(place, filled.to(elements.dtype), elements)
-        scores = torch.func.functional_call(frozen, weights, (mixed, valid)).float()
-        return distributed.mean(F.softplus(scores), hidden.float())
+        weights |= {f"head.{k}": v.detach() for k, v in self.head.named_parameters()}
+        scores = torch.func.functional_call(_Teller(self.encoder, self.head), weights, (mixed, valid)).float()
+        return distributed.mean(F.relu(scores - self.options.margin), hidden.float())
+
+
+class Head(nn.Module):
+    """Blocks between the encoder and the verdicts, so that its vectors describe the input and not the verdict alone."""
+
+    def __init__(self, dim: int, depth: int) -> None:
+        super().__init__()
+        sizes = transformer.Options(width=dim, depth=1, heads=max(1, dim // 32))
+        self.blocks = nn.ModuleList(transformer.Block(sizes) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.tell = nn.Linear(dim, 1)
+
+    def forward(self, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores [batch, length], above 0 for generated, and the vectors [batch, length, dim] they are made from."""
+        bias = transformer.attention_bias(tokens, valid)
+        inner = transformer.run_blocks(self.blocks, self.norm, tokens, bias, False)
+        return self.tell(inner).squeeze(-1), inner
 
 
 class _Teller(nn.Module):
-    def __init__(self, encoder: Any, tell: nn.Module) -> None:
+    def __init__(self, encoder: Any, head: Head) -> None:
         super().__init__()
-        self.encoder, self.tell = encoder, tell
+        self.encoder, self.head = encoder, head
 
     def forward(self, elements: Tensor, valid: Tensor | None) -> Tensor:
-        scores: Tensor = self.tell(self.encoder.tokens(elements, valid)).squeeze(-1)
+        scores: Tensor = self.head(self.encoder.tokens(elements, valid), valid)[0]
         return scores
+
+
+def _gather(rows: Tensor, places: Tensor) -> Tensor:
+    """``rows`` [batch, length, …] at ``places`` [batch, count]."""
+    return rows.gather(1, _like(places, rows).expand(-1, -1, *rows.shape[2:]))
+
+
+def _put(rows: Tensor, places: Tensor, given: Tensor) -> Tensor:
+    """``rows`` with ``given`` [batch, count, …] at ``places``."""
+    return rows.scatter(1, _like(places, rows).expand(-1, -1, *rows.shape[2:]), given)
+
+
+def _like(flags: Tensor, rows: Tensor) -> Tensor:
+    """[batch, count] with a last axis where ``rows`` has one."""
+    return flags if rows.ndim == 2 else flags.unsqueeze(-1)
+
+
+def _balanced(values: Tensor, false: Tensor, counted: Tensor) -> Tensor:
+    """The mean over generated elements and that over real ones, as one: most elements are real.
+
+    Without this an encoder calls everything real until it is nearly sure, which in a short training it never is.
+    """
+    return (distributed.mean(values, false & counted) + distributed.mean(values, ~false & counted)) / 2
 
 
 @torch.no_grad()
 def _told(scores: Tensor, false: Tensor, counted: Tensor) -> Tensor:
     """Balanced accuracy: always saying "real" gives one half, however few elements are generated."""
-    right = ((scores > 0) == false).float()
-    return (distributed.mean(right, false & counted) + distributed.mean(right, ~false & counted)) / 2
+    return _balanced(((scores > 0) == false).float(), false, counted)
 
 
 def views(options: Options) -> int:
-    """The input as it is."""
-    return 0
+    """The input as it is, or one view of it."""
+    return int(options.augmented)
 
 
 def build(space: Space, encoder: Any, options: Options) -> Adversarial:

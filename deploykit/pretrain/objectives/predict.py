@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deploykit.errors import RecipeError
 from deploykit.pretrain import distributed
 from deploykit.pretrain.draws import Draws
-from deploykit.pretrain.elements import Input, Patches, Space, choose_hidden
+from deploykit.pretrain.elements import Input, Patches, Space, Tokens, choose_hidden
 from deploykit.pretrain.encoders import transformer
 
 
@@ -24,12 +25,15 @@ from deploykit.pretrain.encoders import transformer
 class Options:
     """``share`` of the elements to hide; 0: 0.75 of patches, 0.15 of tokens. ``width``, ``depth`` of the decoder.
 
-    ``next`` predicts the next element instead; ``normalized``: patches are predicted at mean 0 and variance 1.
+    ``next`` predicts the next element instead; ``normalized``: patches are predicted at mean 0 and variance 1, which
+    suits photographs and not what is mostly empty: there the noise becomes the target. ``augmented``: the input is one
+    view of the sample, as in the paper, and not the sample as it is.
     """
 
     share: float = 0.0
     next: bool = False
     normalized: bool = True
+    augmented: bool = False
     width: int = 96
     depth: int = 2
 
@@ -63,18 +67,33 @@ class Dropped(nn.Module):
         return distributed.mean(errors, hidden), {}
 
 
+class Outputs(nn.Module):
+    """Vectors to predictions; of tokens by the encoder's own embeddings, which so learn from every one (BERT)."""
+
+    def __init__(self, space: Space, dim: int) -> None:
+        super().__init__()
+        self.linear = None if isinstance(space, Tokens) else nn.Linear(dim, space.outputs, bias=False)
+        self.bias = nn.Parameter(torch.zeros(space.outputs))
+
+    def forward(self, vectors: Tensor, encoder: Any) -> Tensor:
+        """[…, dim] to […, outputs]."""
+        weight = encoder.stem.weight if self.linear is None else self.linear.weight
+        return F.linear(vectors, weight, self.bias)
+
+
 class Blanked(nn.Module):
     """Hidden elements are blanked and predicted from the encoder's vectors at their places, or each next one is."""
 
     def __init__(self, space: Space, encoder: Any, options: Options) -> None:
         super().__init__()
         self.space, self.encoder, self.options = space, encoder, options
-        self.head = nn.Sequential(
-            nn.Linear(encoder.dim, encoder.dim),
-            nn.GELU(),
-            nn.LayerNorm(encoder.dim),
-            nn.Linear(encoder.dim, space.outputs),
-        )
+        self.inner = nn.Sequential(nn.Linear(encoder.dim, encoder.dim), nn.GELU(), nn.LayerNorm(encoder.dim))
+        self.outer = Outputs(space, encoder.dim)
+
+    def head(self, tokens: Tensor) -> Tensor:
+        """Predictions from the encoder's vectors."""
+        predicted: Tensor = self.outer(self.inner(tokens), self.encoder)
+        return predicted
 
     def forward(self, views: list[Input], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean score over the predicted elements of the global batch."""
@@ -92,8 +111,8 @@ class Blanked(nn.Module):
 
 
 def views(options: Options) -> int:
-    """The input as it is."""
-    return 0
+    """The input as it is, or one view of it."""
+    return int(options.augmented)
 
 
 def build(space: Space, encoder: Any, options: Options) -> nn.Module:
