@@ -1,17 +1,17 @@
 """What TensorRT needs of a quantized graph, checked before it is asked.
 
 TensorRT (10 and 11) multiplies in int8 or float8e4m3fn what stands between QuantizeLinear and DequantizeLinear without
-zero points, with one scale for an activation, one for each output channel of a weight, and biases that stay float. Of
-what onnxruntime's quantizer and its own operators make, it refuses a part, with messages that seldom name the cause;
-another part, as scales along the wrong axis, it takes and computes in float without a word. `check` names the node, the
-fact and the fix.
+zero points, with one scale for an activation, one for each output channel of a weight, and biases that stay float; in
+its strongly typed networks nothing is converted unasked. Of what onnxruntime's quantizer and its own operators make, it
+refuses a part, with messages that seldom name the cause; another part, as scales along the wrong axis, it takes and
+computes in float without a word. `check` names the node, the fact and the fix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -50,10 +50,11 @@ def check(model: onnx.ModelProto | ir.Model) -> tuple[Violation, ...]:
     import onnx_ir as ir
 
     graph_model = model if isinstance(model, ir.Model) else ir.from_proto(model)
+    opset, types = graph_model.opset_imports.get("", 0), _types(graph_model.graph)
     return tuple(
         Violation(rule, node.name or str(node.outputs[0].name), fact, fix)
         for node in graph_model.graph.all_nodes()
-        for rule, fact, fix in _faults(node, graph_model.opset_imports.get("", 0))
+        for rule, fact, fix in (*_faults(node, opset), *_mixed(node, types))
     )
 
 
@@ -84,6 +85,59 @@ def _faults(node: ir.Node, opset: int) -> Iterator[Fault]:
             yield from rule(node, opset)
     elif node.op_type in ("Conv", "ConvTranspose", "Gemm"):
         yield from _bias(node)
+
+
+def _types(graph: ir.Graph) -> dict[ir.Value, ir.DataType]:
+    """The element type of first outputs and of what the graph is given, followed where the model does not say it."""
+    known: dict[ir.Value, ir.DataType] = {}
+    for node in graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and value.dtype is not None:
+                known.setdefault(value, value.dtype)
+        made = node.outputs[0].dtype or _made(node, known)
+        if made is not None:
+            known[node.outputs[0]] = made
+    return known
+
+
+def _made(node: ir.Node, known: Mapping[ir.Value, ir.DataType]) -> ir.DataType | None:
+    """The type of a node's first output by that of its inputs; None for what is no float or cannot be told."""
+    import onnx_ir as ir
+
+    if node.op_type == "Cast":
+        return ir.DataType(node.attributes["to"].as_int())
+    if node.op_type in _NO_FLOATS:
+        return None
+    place = _TYPE_FROM.get(node.op_type, 0)
+    value = node.inputs[place] if len(node.inputs) > place else None
+    return None if value is None else known.get(value)
+
+
+def _mixed(node: ir.Node, types: Mapping[ir.Value, ir.DataType]) -> Iterator[Fault]:
+    """A strongly typed network converts nothing by itself."""
+    wanted = node.inputs[_ONE_TYPE[node.op_type]] if node.op_type in _ONE_TYPE else ()
+    found = [types[value] for value in wanted if value is not None and value in types]
+    names = list(dict.fromkeys(dtype.name.lower() for dtype in found if dtype.is_floating_point()))
+    if len(names) > 1:
+        fix = "put a Cast in front of one of them: a strongly typed network converts nothing by itself"
+        yield "mixed types", f"{node.op_type} reads {' and '.join(names)}", fix
+
+
+# Whose floats must be of one type, and which inputs that is said of.
+_ONE_TYPE: Final = {
+    **dict.fromkeys(
+        ("Add", "Concat", "Conv", "ConvTranspose", "Div", "Gemm", "LayerNormalization", "MatMul", "Max", "Mean", "Min"),
+        slice(None),
+    ),
+    **dict.fromkeys(("Mul", "Sub", "Sum"), slice(None)),
+    "Where": slice(1, 3),
+}
+# The input whose type the output has, where that is not the first.
+_TYPE_FROM: Final = {"CastLike": 1, "DequantizeLinear": 1, "Where": 1}
+_NO_FLOATS: Final = frozenset(
+    {"And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual"}
+    | {"NonZero", "Not", "Or", "QuantizeLinear", "Shape", "Size"}
+)
 
 
 def _type(node: ir.Node, opset: int) -> Iterator[Fault]:

@@ -121,6 +121,30 @@ def test_the_axis_is_followed_through_a_transpose():
     assert only(graph(changes | {"w_scale": CHANNELS[:5], "w_zero": None}, transposed, axis=1)).rule == "axis"
 
 
+@pytest.mark.parametrize(
+    ("op", "names"), [("Add", ["h", "half"]), ("Where", ["c", "h", "half"]), ("Concat", ["half", "h"])]
+)
+def test_types_that_nobody_casts_are_refused(op, names):
+    def mixed(made):
+        half = helper.make_node("Cast", ["x_d"], ["half"], "to_half", to=TensorProto.FLOAT16)
+        attributes = {"axis": 1} if op == "Concat" else {}
+        return [*made[:4], half, helper.make_node(op, names, ["y"], "mix", **attributes)]
+
+    violation = only(graph({"c": np.array(True)}, mixed))
+    assert (violation.rule, violation.node) == ("mixed types", "mix")
+    assert {"float", "float16"} == set(violation.fact.split()[-3::2])
+
+
+def test_types_are_followed_where_the_model_does_not_say_them():
+    def cast(made):
+        half = helper.make_node("Cast", ["h"], ["half"], "to_half", to=TensorProto.FLOAT16)
+        turned = helper.make_node("Relu", ["half"], ["relu"], "relu")
+        back = helper.make_node("Cast", ["relu"], ["float"], "to_float", to=TensorProto.FLOAT)
+        return [*made[:4], half, turned, back, helper.make_node("Add", ["float", "bias"], ["y"], "add")]
+
+    assert lint.check(graph(nodes=cast)) == ()
+
+
 def test_a_bias_in_int32_is_refused():
     bias = helper.make_node("DequantizeLinear", ["b", "b_scale"], ["bias"], "bias")
     changes = {"b": np.ones(COLUMNS, np.int32), "b_scale": np.float32(0.1), "bias": None}

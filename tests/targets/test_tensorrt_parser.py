@@ -1,4 +1,4 @@
-"""The linter and the real parser on the same graphs: six good and six bad ones, and what only the linter refuses."""
+"""The linter and the real parser on the same graphs: seven good and seven bad ones, and what only the linter refuses."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ def on_integers(made):
     return [made[0], product, helper.make_node("Cast", ["i"], ["h"], "cast", to=1), made[-1]]
 
 
+def half_product(made):
+    """The product in fp16 between two Casts."""
+    casts = [helper.make_node("Cast", [n], [f"{n}_h"], f"to_half_{n}", to=10) for n in ("x_d", "w_d")]
+    product = helper.make_node("MatMul", ["x_d_h", "w_d_h"], ["h_h"], "product")
+    return [*made[:3], *casts, product, helper.make_node("Cast", ["h_h"], ["h"], "to_float", to=1), made[-1]]
+
+
+def half_and_float(made):
+    return [node for node in half_product(made) if node.name != "to_float"][:-1] + [
+        helper.make_node("Add", ["h_h", "bias"], ["y"], "add")
+    ]
+
+
 def int32_bias():
     bias = helper.make_node("DequantizeLinear", ["b", "b_scale"], ["bias"], "bias")
     changes = {"b": np.ones(COLUMNS, np.int32), "b_scale": np.float32(0.1), "bias": None}
@@ -68,6 +81,7 @@ GOOD = {
     "float8": lambda: graph(FLOAT8),
     "a weight behind a Transpose": lambda: graph({"w": np.ones((COLUMNS, ROWS), np.int8)}, transposed, axis=0),
     "a Gemm with a float bias": lambda: graph(nodes=gemm),
+    "fp16 between two Casts": lambda: graph(nodes=half_product),
 }
 BAD = {
     "uint8 with a zero point": lambda: graph({"x_zero": np.uint8(3)}),
@@ -76,6 +90,7 @@ BAD = {
     "no DequantizeLinear": lambda: graph(nodes=without_dequantize),
     "an operator of onnxruntime": lambda: graph(nodes=contrib),
     "an operator on integers": lambda: graph(nodes=on_integers),
+    "fp16 and fp32 without a Cast": lambda: graph(nodes=half_and_float),
 }
 # Taken by TensorRT for RTX 1.7, which then computes something else or in float: the linter is stricter on purpose.
 LAXER = {
