@@ -1,4 +1,4 @@
-"""The linter and the real parser on the same graphs: seven good and seven bad ones, and what only the linter refuses."""
+"""The linter and the real parser on the same graphs: seven good, seven bad, and what only the linter refuses."""
 
 from __future__ import annotations
 
@@ -57,9 +57,8 @@ def half_product(made):
 
 
 def half_and_float(made):
-    return [node for node in half_product(made) if node.name != "to_float"][:-1] + [
-        helper.make_node("Add", ["h_h", "bias"], ["y"], "add")
-    ]
+    kept = [node for node in half_product(made) if node.name not in ("to_float", "add")]
+    return [*kept, helper.make_node("Add", ["h_h", "bias"], ["y"], "add")]
 
 
 def int32_bias():
