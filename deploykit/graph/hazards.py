@@ -1,8 +1,9 @@
-"""What fp16 arithmetic would break in a graph: numbers beyond 65,504, sums of squares, angles, indices, tiny constants.
+"""What 16-bit arithmetic would break in a graph: numbers beyond its end, sums of squares, angles, indices, epsilons.
 
-Fp16 ends at 65,504, has 11 significant bits, and loses digits below 2^-14. `find` names the nodes whose results do not
-survive that, from the graph (what can go wrong for some input) and from the ranges that its values really had on
-inputs (`deploykit.graph.ranges`). Those nodes stay in fp32; everything else can be computed in fp16.
+Fp16 ends at 65,504, has 11 significant bits, and loses digits below 2^-14; bf16 reaches as far as fp32, with 8 bits.
+`find` names the nodes whose results do not survive that, from the graph (what can go wrong for some input) and from the
+ranges that its values really had on inputs (`deploykit.graph.ranges`). Those nodes stay in fp32; everything else can be
+computed in 16 bits.
 
 Products are not hazards by themselves: engines add them up in fp32. Nor is LayerNormalization as one operator, whose
 ``stash_type`` asks for fp32 inside; written out in Pow and ReduceMean it is.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -23,12 +24,21 @@ from deploykit.graph.ranges import MOVING, Ranges
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LARGEST = 65504.0
-SMALLEST_NORMAL = 2.0**-14
+
+@dataclass(frozen=True)
+class Form:
+    """A float of 16 bits: its largest number, what it loses digits below, and how far it counts without a gap."""
+
+    name: Literal["fp16", "bf16"]
+    largest: float
+    smallest: float
+    counts_to: int
+
+
+FP16 = Form("fp16", 65504.0, 2.0**-14, 2048)
+BF16 = Form("bf16", float.fromhex("0x1.fep+127"), 2.0**-126, 256)
 # Inputs that nobody measured with may be larger: a value is safe below a quarter of the largest number.
 _HEADROOM = 4.0
-# Fp16 counts to 2048 exactly; a sum of that many terms has lost its last digits.
-_LONG = 2048
 # Constants up to this many elements are epsilons, bounds and scales; larger ones are weights.
 _FEW = 64
 
@@ -46,7 +56,7 @@ _POSITIONAL = MOVING | {
 
 @dataclass(frozen=True)
 class Hazard:
-    """One place where fp16 fails: ``node`` must stay in fp32 because of ``value``.
+    """One place where 16 bits fail: ``node`` must stay in fp32 because of ``value``.
 
     ``what`` is one of ``range`` ``constant`` ``square`` ``sum`` ``angle`` ``index``, or ``mask``: a constant that is
     cut off at `MASKED` instead (see `clamp_masks`). ``why`` is a sentence with the number.
@@ -58,8 +68,8 @@ class Hazard:
     why: str
 
 
-def find(model: ir.Model, ranges: Ranges | None = None) -> tuple[Hazard, ...]:
-    """Every hazard of the graph, in the graph's order; nodes must have names, and values types.
+def find(model: ir.Model, ranges: Ranges | None = None, form: Form = FP16) -> tuple[Hazard, ...]:
+    """Every hazard of computing the graph in ``form``, in the graph's order; nodes must have names, and values types.
 
     Without ``ranges`` only what the graph itself shows is found.
     """
@@ -68,11 +78,11 @@ def find(model: ir.Model, ranges: Ranges | None = None) -> tuple[Hazard, ...]:
     found: dict[tuple[ir.Node, str], Hazard] = {}
     behind_masks = _values_behind_masks(graph)
     for node, value, what, why in (
-        *_constants(graph),
-        *_squares(graph),
-        *_sums(graph),
-        *_positions(graph),
-        *(_ranges(graph, ranges, behind_masks) if ranges is not None else ()),
+        *_constants(graph, form),
+        *_squares(graph, form),
+        *_sums(graph, form),
+        *_positions(graph, form),
+        *(_ranges(graph, ranges, behind_masks, form) if ranges is not None else ()),
     ):
         if node in order:
             found.setdefault((node, what), Hazard(node.name or "", value.name or "", what, why))
@@ -82,44 +92,45 @@ def find(model: ir.Model, ranges: Ranges | None = None) -> tuple[Hazard, ...]:
 # --- constants ---
 
 
-def _constants(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
+def _constants(graph: ir.Graph, form: Form) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
     for value in (*graph.initializers.values(), *(n.outputs[0] for n in graph if n.op_type == "Constant")):
         array = _float_constant(value)
         if array is None:
             continue
-        fault, scale_fault = constant_fault(array), _scale_fault(array)
+        fault, scale_fault = constant_fault(array, form), _scale_fault(array, form)
         for node, _ in value.uses():
             why = scale_fault if node.op_type in _QDQ else fault
             if not why:
                 continue
-            if is_mask(node, array):
+            if is_mask(node, array, form):
                 yield node, value, "mask", f"{array.min():.3g} stands for 'masked' and is cut off at {MASKED:g}"
             else:
                 yield node, value, "constant", why
 
 
-def constant_fault(array: np.ndarray) -> str:
-    """Why a float32 constant cannot be fp16; empty when it can."""
+def constant_fault(array: np.ndarray, form: Form = FP16) -> str:
+    """Why a float32 constant cannot be stored in ``form``; empty when it can."""
     if not np.isfinite(array).all():
         return "it holds infinity or NaN"
     size = np.abs(array)
     largest = float(size.max(initial=0.0))
-    if largest > LARGEST:
-        return f"its largest value, {largest:.3g}, is beyond fp16 (65504)"
+    if largest > form.largest:
+        return f"its largest value, {largest:.3g}, is beyond {form.name} ({form.largest:g})"
     used = size[size > 0]
-    if not used.size or float(used.min()) >= SMALLEST_NORMAL:
+    if not used.size or float(used.min()) >= form.smallest:
         return ""
+    loses = f"below 2^{int(np.log2(form.smallest))}, where {form.name} loses its digits"
     if array.size <= _FEW:
-        return f"{float(used.min()):.3g} is below 2^-14, where fp16 loses its digits"
+        return f"{float(used.min()):.3g} is {loses}"
     # Small values among ordinary ones round to an error that the ordinary ones have as well.
     typical = float(np.sqrt(np.mean(np.square(used, dtype=np.float64))))
-    return (
-        f"it is {typical:.2g} on average, below 2^-14, where fp16 loses its digits" if typical < SMALLEST_NORMAL else ""
-    )
+    return f"it is {typical:.2g} on average, {loses}" if typical < form.smallest else ""
 
 
-def _scale_fault(array: np.ndarray) -> str:
+def _scale_fault(array: np.ndarray, form: Form) -> str:
     """Why the scale of a Q/DQ cannot be fp16: it would be rounded by more than the numbers that it multiplies."""
+    if form is not FP16:
+        return ""
     with np.errstate(over="ignore", invalid="ignore"):
         off = np.abs(array.astype(np.float16).astype(np.float32) - array)
     return "" if (off <= np.abs(array) * 2.0**-8).all() else f"fp16 cannot hold its scale of {float(array.min()):.3g}"
@@ -135,9 +146,9 @@ def _float_constant(value: ir.Value) -> np.ndarray | None:
     return array_of(value)
 
 
-def is_mask(node: ir.Node, array: np.ndarray) -> bool:
+def is_mask(node: ir.Node, array: np.ndarray, form: Form = FP16) -> bool:
     """A constant with numbers far below zero, none far above, that goes to a softmax by adding and choosing alone."""
-    return bool(array.min() < -LARGEST and array.max() <= LARGEST) and _reaches_softmax(node)
+    return bool(array.min() < -form.largest and array.max() <= form.largest) and _reaches_softmax(node)
 
 
 def _reaches_softmax(node: ir.Node) -> bool:
@@ -172,7 +183,7 @@ def _values_behind_masks(graph: ir.Graph) -> set[ir.Value]:
     return found
 
 
-def clamp_masks(model: ir.Model) -> dict[str, float]:
+def clamp_masks(model: ir.Model, form: Form = FP16) -> dict[str, float]:
     """Cut mask constants off at `MASKED`, in place; returns the smallest number that each constant held."""
     graph = model.graph
     clamped: dict[str, float] = {}
@@ -181,9 +192,9 @@ def clamp_masks(model: ir.Model) -> dict[str, float]:
         if array is None or not array.size:
             continue
         for node, index in list(value.uses()):
-            if is_mask(node, array):
+            if is_mask(node, array, form):
                 clamped[value.name or ""] = float(array.min())
-                safe = add_constant(graph, f"{value.name}.fp16_mask", np.maximum(array, np.float32(MASKED)))
+                safe = add_constant(graph, f"{value.name}.{form.name}_mask", np.maximum(array, np.float32(MASKED)))
                 node.replace_input_with(index, safe)
     return clamped
 
@@ -191,8 +202,11 @@ def clamp_masks(model: ir.Model) -> dict[str, float]:
 # --- squares and sums ---
 
 
-def _squares(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
-    why = "a sum of squares overflows from |x| = 256 on and vanishes below 2^-12"
+def _squares(graph: ir.Graph, form: Form) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
+    why = {
+        "fp16": "a sum of squares overflows from |x| = 256 on and vanishes below 2^-12",
+        "bf16": "what is left of a difference of means has hardly a digit in bf16",
+    }[form.name]
     for node in graph:
         if node.op_type in _SUMS_OF_SQUARES:
             reducers = [node]
@@ -237,7 +251,7 @@ def _normalising(reducer: ir.Node) -> list[ir.Node]:
     return list(members)
 
 
-def _sums(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
+def _sums(graph: ir.Graph, form: Form) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
     for node in graph:
         value = node.inputs[0] if node.inputs else None
         if node.op_type not in _SUMS or value is None or not _is_float(value):
@@ -245,8 +259,8 @@ def _sums(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
         terms = _terms(node, value)
         if terms is None:
             yield node, value, "sum", "it adds up a dynamic axis: nothing bounds the number of terms"
-        elif terms > _LONG:
-            yield node, value, "sum", f"it adds up {terms} terms, and fp16 counts to {_LONG}"
+        elif terms > form.counts_to:
+            yield node, value, "sum", f"it adds up {terms} terms, and {form.name} counts to {form.counts_to}"
 
 
 def _terms(node: ir.Node, value: ir.Value) -> int | None:
@@ -268,17 +282,20 @@ def _terms(node: ir.Node, value: ir.Value) -> int | None:
 # --- positions: indices and angles ---
 
 
-def _positions(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
+def _positions(graph: ir.Graph, form: Form) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
     """Angles, and float arithmetic that ends as an index, with what leads up to them from integers."""
     for node in graph:
         value = node.inputs[0] if node.inputs else None
         if value is None or not _is_float(value):
             continue
         if node.op_type in ("Sin", "Cos"):
-            what, why = "angle", "from 2048 on, fp16 has no digits left for the part of an angle below 2 pi"
+            what, why = (
+                "angle",
+                f"from {form.counts_to} on, {form.name} has no digits for an angle's part below 2 pi",
+            )
             members = [node, *_ancestors(value)]
         elif node.op_type == "Cast" and not _is_float(node.outputs[0]):
-            what, why = "index", "it is rounded to an integer, and fp16 would round it differently"
+            what, why = "index", f"it is rounded to an integer, and {form.name} would round it differently"
             members = _ancestors(value)
         else:
             continue
@@ -312,18 +329,18 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def _ranges(
-    graph: ir.Graph, ranges: Ranges, behind_masks: set[ir.Value]
+    graph: ir.Graph, ranges: Ranges, behind_masks: set[ir.Value], form: Form
 ) -> Iterator[tuple[ir.Node, ir.Value, str, str]]:
-    """Values that were too large or too small for fp16: who makes them and who reads them stays in fp32."""
+    """Values that were too large or too small for ``form``: who makes them and who reads them stays in fp32."""
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
     for value in values:
         largest = ranges.largest.get(value.name or "", 0.0)
         if value in behind_masks or largest == 0.0:
             continue
-        if largest * _HEADROOM > LARGEST:
-            why = f"{value.name} reaches {largest:.4g} on {ranges.source}, and fp16 ends at 65504"
-        elif largest < SMALLEST_NORMAL:
-            why = f"{value.name} stays below {largest:.2g} on {ranges.source}, where fp16 loses its digits"
+        if largest * _HEADROOM > form.largest:
+            why = f"{value.name} reaches {largest:.4g} on {ranges.source}, and {form.name} ends at {form.largest:g}"
+        elif largest < form.smallest:
+            why = f"{value.name} stays below {largest:.2g} on {ranges.source}, where {form.name} loses its digits"
         else:
             continue
         producer = value.producer()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.graph.hazards import LARGEST, SMALLEST_NORMAL
+from deploykit.graph.hazards import FP16, Form
 from deploykit.graph.prove import Tolerance
 from deploykit.precisions import Feeds, Task
 
@@ -65,9 +65,11 @@ def _arithmetic(task: Task, options: Options, out: Path) -> dict[str, Any]:
 
 
 def to_arithmetic(
-    proto: onnx.ModelProto, task: Task, *, hazards: bool = True
+    proto: onnx.ModelProto, task: Task, *, form: Form = FP16, hazards: bool = True
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """An fp32 graph, with Q/DQ or without, as fp16 arithmetic, and the facts; ``task`` gives inputs to measure with."""
+    """An fp32 graph, with Q/DQ or without, as arithmetic of ``form``, and the facts; ``task`` gives inputs to measure
+    with.
+    """
     import onnx_ir as ir
 
     from deploykit.graph import half
@@ -76,13 +78,14 @@ def to_arithmetic(
     model = half.typed(proto)
     before = weight_bytes(model)
     found: tuple[Hazard, ...] = ()
-    facts: dict[str, Any] = {"arithmetic": "fp16", "clamped_masks": {}}
+    facts: dict[str, Any] = {"arithmetic": form.name, "clamped_masks": {}}
     if hazards:
-        facts["clamped_masks"] = clamp_masks(model)
+        facts["clamped_masks"] = clamp_masks(model, form)
         ranges = measured_ranges(model, task)
-        found = find(model, ranges)
+        found = find(model, ranges, form)
         facts["ranges"] = ranges.source
-    halved = half.to_half(model, {hazard.node: f"{hazard.what}: {hazard.why}" for hazard in reversed(found)})
+    kept = {hazard.node: f"{hazard.what}: {hazard.why}" for hazard in reversed(found)}
+    halved = half.to_half(model, kept, form.name)
     facts |= asdict(halved) | {"hazards": [asdict(hazard) for hazard in found]}
     return ir.to_proto(model), facts | {"bytes_before": before, "bytes_after": weight_bytes(model)}
 
@@ -135,10 +138,10 @@ def _reason_to_keep(array: np.ndarray, options: Options) -> str:
         return "it holds infinity or NaN"
     size = np.abs(array)
     largest = float(size.max())
-    if largest > LARGEST:
+    if largest > FP16.largest:
         return f"its largest value, {largest:.3g}, is beyond fp16 (65504)"
     used = size[size > 0]
-    share = float((used < SMALLEST_NORMAL).mean()) if used.size else 0.0
+    share = float((used < FP16.smallest).mean()) if used.size else 0.0
     if share > options.max_subnormal:
         return f"{share:.0%} of its values are subnormal in fp16 (below 2^-14)"
     return ""

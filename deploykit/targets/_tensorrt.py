@@ -30,10 +30,10 @@ from deploykit.targets import Compiled
 if TYPE_CHECKING:
     import onnx
 
-PRECISIONS = ("fp32", "fp16", "int8", "fp8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 #: The smallest compute capability that each precision runs on. TensorRT for RTX refuses fp32 products below 8.0.
-COMPUTE_CAPABILITY = {"fp32": "7.5", "fp16": "7.5", "int8": "8.0", "fp8": "8.9"}
+COMPUTE_CAPABILITY = {"fp32": "7.5", "fp16": "7.5", "bf16": "8.0", "int8": "8.0", "fp8": "8.9"}
 _QUANTIZED = ("int8", "fp8")
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # What may stand between a DequantizeLinear and the product that reads it.
@@ -293,7 +293,7 @@ def audit(flavour: Flavour, artifact: Path, card: Card, settings: Mapping[str, A
 
 
 def check_engine(artifact: Path, card: Card, settings: Mapping[str, Any]) -> Engine:
-    """What computes the same numbers on a CPU: every fp16 result rounded, Q/DQ carried out as written, nothing fused.
+    """What computes the same numbers on a CPU: every 16-bit result rounded, Q/DQ carried out as written, nothing fused.
 
     The caller owns the engine.
     """

@@ -62,7 +62,7 @@ def test_what_collapses_without_the_hazards_is_right_with_them(tmp_path, name):
     assert worst_cosine(run(lowered, {"x": X}), want) < 0.9
     facts, lowered = arithmetic(tmp_path, proto, calibration=[{"x": X}])
     assert worst_cosine(run(lowered, {"x": X}), want) >= 0.9999
-    assert facts["nodes_fp16"] >= 1
+    assert facts["nodes_half"] >= 1
     assert all(facts["kept_fp32"].values())
 
 
@@ -125,7 +125,7 @@ def test_an_operator_without_an_fp16_form_stays_fp32(tmp_path):
     task = Task(tmp_path / "portable.onnx", graphs.card(), "arithmetic")
     facts = fp16.lower(task, fp16.Options(hazards=False), tmp_path)
     assert list(facts["kept_fp32"]) == ["n_embedding"]
-    assert facts["nodes_fp16"] == 1
+    assert facts["nodes_half"] == 1
 
 
 def test_keeping_a_node_that_does_not_exist_is_an_error():

@@ -70,7 +70,7 @@ def test_every_weighted_product_reads_int8_and_biases_are_float(lowered_bert):
 def test_what_is_not_quantized_is_fp16_but_for_the_hazards(lowered_bert):
     facts, lowered = lowered_bert
     assert facts["remainder"] == "fp16"
-    assert facts["rest"]["nodes_fp16"] > 40
+    assert facts["rest"]["nodes_half"] > 40
     assert {h["what"] for h in facts["rest"]["hazards"]} <= {"sum", "square", "constant"}
     large = [t for t in lowered.graph.initializer if t.data_type == TensorProto.FLOAT and np.prod(t.dims) > 24]
     assert not large

@@ -69,7 +69,7 @@ def test_an_axis_without_bounds_is_bounded_by_sizes():
 @pytest.mark.parametrize(
     ("precision", "options", "said"),
     [
-        ("bf16", Options(), "no precision 'bf16'"),
+        ("int4", Options(), "no precision 'int4'"),
         ("int8", Options(sm=("7.5",)), "needs compute capability 8.0, and sm asks for 7.5"),
         ("fp8", Options(sm=("8.6",)), "needs compute capability 8.9"),
         ("fp16", Options(sm=("89",)), "sm is '89'"),

@@ -22,8 +22,8 @@ from deploykit.runtime.tensorrt.recipe import Recipe  # noqa: E402
 from deploykit.targets import tensorrt, tensorrt_rtx  # noqa: E402
 from tests.quantize.conftest import as_arrays, bert, calibration, resnet, vit  # noqa: F401, E402
 
-PRECISIONS = ("fp32", "fp16", "int8", "fp8")
-SM = {"fp32": "8.6", "fp16": "8.6", "int8": "8.6", "fp8": "8.9"}
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+SM = {"fp32": "8.6", "fp16": "8.6", "bf16": "8.6", "int8": "8.6", "fp8": "8.9"}
 
 
 @pytest.fixture(scope="module")
