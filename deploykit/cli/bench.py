@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -82,6 +83,7 @@ def bench(
     from deploykit.measure import bench as library
     from deploykit.measure import history, result
     from deploykit.output import check_output
+    from deploykit.report.model import clean
 
     for path in filter(None, (output, html, markdown)):
         check_output(path, "result.json")
@@ -102,7 +104,7 @@ def bench(
     command = shlex.join(["deploykit", *sys.argv[1:]])
     with console.Progress() as progress:
         progress.begin("opening")
-        found = library.bench(bundles, choices, progress.begin, command)
+        found = library.bench(bundles, choices, lambda text: progress.begin(clean(text)), command)
     if output is not None:
         result.save(found, output)
     if append is not None:
@@ -113,12 +115,9 @@ def bench(
     else:
         show(found)
     for item in found["unavailable"]:
-        console.say(f"not measured: {item['name']}: {item['reason']}")
+        console.say(clean(f"not measured: {item['name']}: {item['reason']}"))
     asked = set(choices.baselines or ())
-    missing = [
-        i for i in found["unavailable"] if i["kind"] == "variant" or asked & {i["name"], "all", _group(i["name"])}
-    ]
-    if missing:
+    if any(item["kind"] == "variant" or asked & _called(item["name"]) for item in found["unavailable"]):
         raise typer.Exit(console.EXIT_MISSING)
 
 
@@ -157,12 +156,12 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
     words = _words(text)
     for word in words:
-        if not word.lstrip("-").isdecimal():
+        if not re.fullmatch("-?[0-9]{1,9}", word):
             raise InputError(f"{option} is '{text}'", hint="give whole numbers with commas between them: 1,8,32")
     return tuple(int(word) for word in words)
 
 
-def _group(name: str) -> str:
-    """The group of a baseline; a name of several bundles stands behind its bundle's."""
+def _called(name: str) -> set[str]:
+    """All that a baseline of the result can be asked for as; with several bundles its bundle stands in front."""
     bare = name.rpartition("@")[2]
-    return "plain" if bare.startswith("plain-") else bare
+    return {bare, "all", *(["plain"] if bare.startswith("plain-") else [])}

@@ -1,4 +1,4 @@
-"""A comparison as plain text for a terminal."""
+"""A comparison as plain text for a terminal, without control characters: names may come from anybody's bundle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from deploykit.drift.comparison import Drift
 from deploykit.drift.intervals import Figure
 from deploykit.drift.run import Result
 from deploykit.drift.where import Where
+from deploykit.report.model import clean
 from deploykit.report.terminal import table
 
 _WHERE_ROWS = 5
@@ -35,7 +36,7 @@ def render(result: Result, width: int = 100) -> str:
     parts = [*_head(result, width), "", *_figures(result.drift)]
     parts += [*_tasks(result.drift), *_methods(result.drift, width), *_worst(result.drift, width)]
     parts += [*_sizes(result), *_where(result, width), *_verdict(result, width)]
-    return "\n".join(parts) + "\n"
+    return clean("\n".join(parts)) + "\n"
 
 
 def _head(result: Result, width: int) -> Iterator[str]:
@@ -116,7 +117,11 @@ def _where(result: Result, width: int) -> Iterator[str]:
     yield ""
     yield textwrap.fill(found.sentence, width)
     rows = [
-        (layer.name, _decibels(layer.sqnr_db), "" if layer.drop_db is None else _decibels(layer.drop_db))
+        (
+            " ".join(layer.name.split()),
+            _decibels(layer.sqnr_db),
+            "" if layer.drop_db is None else _decibels(layer.drop_db),
+        )
         for layer in found.layers[:_WHERE_ROWS]
     ]
     if rows:

@@ -25,6 +25,7 @@ from deploykit.runtime.engines.openvino import without_telemetry
 from deploykit.runtime.manifest import Card, TensorSpec, Variant
 from deploykit.runtime.preprocess import open_preprocessor
 from deploykit.runtime.selftest import cosines
+from deploykit.runtime.trust.models import check_model
 
 if TYPE_CHECKING:
     import onnx
@@ -82,8 +83,11 @@ def where(
     """Run ``inputs`` one by one through the bundle's portable graph and ``variant``, every layer's output laid open.
 
     `InputError` for a variant that cannot be opened up: of another engine, or the portable graph itself.
+    `BundleError` when one of the two models is none that an encoder needs: neither is read then.
     """
     check(bundle, variant)
+    for model in (bundle.portable, variant):
+        check_model(bundle, model)
     card, options = bundle.manifest.card, EngineOptions(threads)
     portable, artefact = bundle.file(bundle.portable.path), bundle.file(variant.path)
     kept = _value_names(variant.target, artefact)

@@ -12,7 +12,8 @@
 texts are sorted by length and run at most `ROWS` at a time, padded to the longest, as sentence-transformers does.
 
 A bundle says what it was exported from. Only a model in a folder of this machine, or in an installed package or the
-hub's cache, that still has the digest in the bundle is opened, and no code that it brings: nothing is fetched.
+hub's cache, that still has the digest in the bundle is opened, and no code that it brings: nothing is fetched. The
+portable export is checked as `deploykit.load` checks a variant, before an engine sees it.
 
 The names that end in ``_subject`` run in the process that measures; the package that they need is imported when they
 are looked up, so that its import is not counted as loading.
@@ -97,7 +98,7 @@ def find(bundle: Bundle, names: Sequence[str]) -> tuple[list[Baseline], list[Unr
     """Of the baselines called ``names``, those that can run here, and why the others cannot."""
     found: list[Baseline] = []
     missing: list[Unreachable] = []
-    source = _source(bundle) if set(names) & set(TORCH) else None
+    source = _source(bundle) if set(names) & set(TORCH) and _has_torch() else None
     for name in names:
         made = _plain(bundle, name) if name in PLAIN else _torch(bundle, name, source)
         if isinstance(made, Baseline):
@@ -116,12 +117,15 @@ def _plain(bundle: Bundle, name: str) -> Baseline | tuple[str, str]:
     return Baseline(name, _WHAT[name], target, "fp32", size, f"{target}_subject", options)
 
 
-def _torch(bundle: Bundle, name: str, source: Source | Exception | None) -> Baseline | tuple[str, str]:
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+def _has_torch() -> bool:
+    return all(importlib.util.find_spec(package) is not None for package in ("torch", "transformers"))
+
+
+def _torch(bundle: Bundle, name: str, source: Source | DeploykitError | None) -> Baseline | tuple[str, str]:
+    if source is None:
         return "torch and transformers are not both installed", 'pip install "deploykit[export]"'
     if isinstance(source, DeploykitError):
         return source.message, source.hint
-    assert isinstance(source, tuple)
     compiler = os.environ.get("CXX", "g++")
     if name == "torch-compile" and not shutil.which(compiler):
         return f"torch.compile needs a C++ compiler, and there is no {compiler}", "install g++, or set CXX"
@@ -136,9 +140,9 @@ def _torch(bundle: Bundle, name: str, source: Source | Exception | None) -> Base
     return Baseline(name, _WHAT[name], "torch", precision, _weight_bytes(source[0]), "torch_subject", options)
 
 
-def _source(bundle: Bundle) -> Source | Exception:
+def _source(bundle: Bundle) -> Source | DeploykitError:
     """The folder that the bundle was exported from and its options, or an error that says why it cannot be used."""
-    from deploykit.errors import SourceError
+    from deploykit.errors import MissingError, SourceError
     from deploykit.sources import Options, resolve
 
     said = bundle.manifest.provenance.get("source")
@@ -153,9 +157,14 @@ def _source(bundle: Bundle) -> Source | Exception:
         options = settings.read(Options, settings.table(said.get("options", {}), "options"), "the bundle's source")
         if options.trust_remote_code:
             return SourceError("its source runs code of its own, which is not done because a bundle says so", hint="")
-        identity = resolve(_local(model), options)
+        identity = resolve(_local(model, options.revision), options)
     except DeploykitError as error:
         return error
+    except ImportError as error:
+        hint = 'pip install "deploykit[export]"'
+        return MissingError(f"{error.name or error} cannot be imported, which its source needs", hint=hint)
+    except (OSError, ValueError) as error:  # a name too long for a path, or none that a hub could have
+        return SourceError(f"its source cannot be looked for: {error}", hint="build the bundle again")
     if identity.digest == digest:
         return identity.location, {**settings.plain(options), "kind": kind}
     return SourceError(
@@ -164,8 +173,8 @@ def _source(bundle: Bundle) -> Source | Exception:
     )
 
 
-def _local(model: str) -> str:
-    """``model`` itself, or the folder in the hub's cache; never fetched."""
+def _local(model: str, revision: str | None) -> str:
+    """``model`` itself, or the folder of that revision in the hub's cache; never fetched."""
     from deploykit.sources import _hub
 
     if not _hub.is_hub_id(model):
@@ -176,10 +185,11 @@ def _local(model: str) -> str:
     from deploykit.errors import MissingError
 
     try:
-        return str(snapshot_download(model, local_files_only=True))
+        return str(snapshot_download(model, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError as error:
+        wanted = f" --revision {revision}" if revision else ""
         raise MissingError(
-            f"'{model}' is not in the hub's cache on this machine", hint=f"fetch it first: hf download {model}"
+            f"'{model}' is not in the hub's cache on this machine", hint=f"fetch it first: hf download {model}{wanted}"
         ) from error
 
 
@@ -281,14 +291,23 @@ def variant_subject(threads: int | None, bundle: str, variant: str) -> _Judged:
     return _Judged(bundle, variant, threads)
 
 
+def _portable(bundle: str) -> tuple[Path, str]:
+    """The portable export, checked, and the name of its output; `BundleError` when it is none for an engine to see."""
+    from deploykit.runtime.trust.models import check_model
+
+    opened = Bundle.open(bundle)
+    check_model(opened, opened.portable)
+    return opened.file(opened.portable.path), opened.manifest.card.embedding.output
+
+
 def _open_onnxruntime(threads: int | None, bundle: str) -> Subject:
     import onnxruntime
 
+    path, output = _portable(bundle)
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(Path(bundle) / PORTABLE_PATH, options, providers=["CPUExecutionProvider"])
-    output = Bundle.open(bundle).manifest.card.embedding.output
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.asarray(session.run([output], dict(feeds))[0], np.float32)
@@ -306,9 +325,9 @@ def _open_onnxruntime(threads: int | None, bundle: str) -> Subject:
 def _open_openvino(threads: int | None, bundle: str) -> Subject:
     import openvino
 
+    path, output = _portable(bundle)
     config = {"INFERENCE_NUM_THREADS": threads} if threads else {}
-    compiled = openvino.Core().compile_model(Path(bundle) / PORTABLE_PATH, "CPU", config)
-    output = Bundle.open(bundle).manifest.card.embedding.output
+    compiled = openvino.Core().compile_model(path, "CPU", config)
     # A request serves one caller at a time.
     own = threading.local()
 

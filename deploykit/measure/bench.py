@@ -21,7 +21,7 @@ from typing import Any
 
 from deploykit.errors import DeploykitError, InputError
 from deploykit.measure import baselines, fingerprint, process, result, workload
-from deploykit.measure.subjects import Opened, Subject, choose, open_bundles, unavailable
+from deploykit.measure.subjects import Opened, Subject, as_number, choose, open_bundles, unavailable
 from deploykit.measure.workload import Point
 from deploykit.runtime.hardware import usable_cores
 from deploykit.runtime.preprocess import open_preprocessor
@@ -42,7 +42,8 @@ Jobs = Mapping[str, Sequence[Mapping[str, Any]]]
 @dataclass(frozen=True)
 class Choices:
     """What to measure and how long. ``variants`` empty: all; ``baselines`` None: all that can run here; ``lengths``
-    None: the defaults; ``seconds`` of every point in every process; ``threads`` None: every core.
+    None: the defaults; ``seconds`` of every point in every process; ``threads`` None: every core; ``timeout_s`` of a
+    process, None: as long as `process.limit_s` says.
     """
 
     variants: tuple[str, ...] = ()
@@ -55,7 +56,7 @@ class Choices:
     rounds: int = 3
     threads: int | None = None
     seed: int = 0
-    timeout_s: float = process.TIMEOUT_S
+    timeout_s: float | None = None
 
 
 @dataclass
@@ -88,8 +89,7 @@ def bench(
     for one in opened[1:]:
         workload.grid(one.bundle.manifest.card, choices.batches, choices.lengths, choices.concurrency)
     dataset = workload.read(choices.data, card)
-    named = bool(choices.variants) or any("@" in Path(spec).name for spec in specs)
-    subjects, missing = choose(opened, choices.baselines, named)
+    subjects, missing = choose(opened, choices.baselines)
     with tempfile.TemporaryDirectory(prefix="deploykit-bench.") as scratch:
         jobs = {}
         for index, one in enumerate(opened):
@@ -201,9 +201,9 @@ def _judge(
         elif subject.facts["kind"] == "variant":
             one = next(o for o in opened if o.label == subject.bundle)
             proof = one.bundle.variant(str(subject.job["variant"])).proof
-            if "cosine_min" in proof:
-                drift = max(0.0, 1 - float(proof["cosine_min"]))
-                found[subject.name] = {"drift": drift, "basis": "proof", "n": int(proof.get("cases", 0)), "data": ""}
+            if (lowest := as_number(proof.get("cosine_min"))) is not None:
+                cases = int(as_number(proof.get("cases")) or 0)
+                found[subject.name] = {"drift": max(0.0, 1 - lowest), "basis": "proof", "n": cases, "data": ""}
     return found
 
 

@@ -5,8 +5,8 @@ gives one value per metric. The statistic is the median of ln(B/A) over the pair
 `deploykit.measure.stats`: it holds for any distribution, and draws no random numbers.
 
 A **screen** of 10 pairs passes what shows no sign of a regression and is sharp enough to have shown one. What is left
-is **confirmed** with 30 new pairs, 45 or 60 while the interval is too wide; the screen's pairs are thrown away, since
-they were selected for looking slow. Where values come from is a callable, so that all of it can be simulated.
+is **confirmed** with 30 new pairs, 45 or 60 while that cannot tell or is wide; the screen's pairs are thrown away,
+since they were selected for looking slow. Where values come from is a callable, so that all of it can be simulated.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class Rules:
     """How many pairs, and how sure. ``alpha`` is the one-sided risk of a false alarm over all metrics together.
 
     The thresholds follow from a metric's limit t (0.03: 3 % slower is too slow): the screen passes up to t / 2 with a
-    half-width up to t, the confirmation is extended while the half-width is above 2 t / 3, and cannot tell above t.
-    What is faster for sure (its upper bound is below 0) passes however wide the interval is.
+    half-width up to t. The confirmation fails what is slower for sure by a median above t, cannot tell where the median
+    is above t and that is not sure, or where the half-width is above t, and passes the rest. It is extended while it
+    cannot tell, or the half-width is above 2 t / 3. What is faster for sure (its upper bound is below 0) passes however
+    wide the interval is.
     """
 
     screen: int = 10
@@ -108,7 +110,7 @@ def compare(
         for name in waiting:
             values[name] += new[name]
             decided[name] = _judged(name, limits[name], values[name], "confirm", alpha, rules)
-        waiting = [name for name in waiting if _too_wide(decided[name])]
+        waiting = [name for name in waiting if _unsettled(decided[name])]
     return {name: decided[name] for name in limits}
 
 
@@ -167,9 +169,11 @@ def _screened(found: _Found, limit: float) -> Status:
 
 
 def _confirmed(found: _Found, limit: float) -> Status:
-    if found.lower > 0 and found.median > math.log1p(limit):
+    slow = found.median > math.log1p(limit)
+    if slow and found.lower > 0:
         return "FAIL"
-    return "INCONCLUSIVE" if found.half_width > math.log1p(limit) and found.upper >= 0 else "PASS"
+    unsure = slow or found.half_width > math.log1p(limit)
+    return "INCONCLUSIVE" if unsure and found.upper >= 0 else "PASS"
 
 
 def _gain(found: _Found, limit: float) -> Status:
@@ -189,11 +193,10 @@ def _judged(
     return judge(name, limit, pairs, stage, alpha, rules.confidence)
 
 
-def _too_wide(found: Comparison) -> bool:
-    """Would more pairs sharpen it?"""
-    if found.limit <= 0:
-        return found.status == "INCONCLUSIVE"
-    return found.half_width > math.log1p(found.limit * 2 / 3) and found.ceiling >= 0
+def _unsettled(found: Comparison) -> bool:
+    """Would more pairs decide it, or sharpen it?"""
+    wide = found.limit > 0 and found.half_width > math.log1p(found.limit * 2 / 3) and found.ceiling >= 0
+    return found.status == "INCONCLUSIVE" or wide
 
 
 def _run(

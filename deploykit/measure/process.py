@@ -15,19 +15,40 @@ from typing import IO, Any
 
 from deploykit import errors
 from deploykit.errors import DeploykitError, MissingError, StepCrashError
+from deploykit.measure.worker import BOUNDS
 
 MODULE = "deploykit.measure.worker"
+#: The limit of a process, without the time that its points are measured for: opening, compiling, its checks.
 TIMEOUT_S = 600.0
+# A point's calls may take longer than it is measured for: at the least so many are made.
+_SLOW_POINT_S = 30.0
+_SLOW = "it hangs, or is too slow: measure smaller batches or shorter inputs"
 _TAIL_LINES = 12
 # Nothing phones home. All else is as the user has it: it is the user's speed that is measured.
 _ENVIRONMENT = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 def measure(
-    job: Mapping[str, Any], arm: str, *, python: str | os.PathLike[str] | None = None, timeout_s: float = TIMEOUT_S
+    job: Mapping[str, Any],
+    arm: str,
+    *,
+    python: str | os.PathLike[str] | None = None,
+    timeout_s: float | None = None,
 ) -> dict[str, Any]:
-    """The answer of `deploykit.measure.worker` to ``job``, from a process of its own; see `ask`."""
-    return ask(MODULE, job, arm, python=python, timeout_s=timeout_s)
+    """The answer of `deploykit.measure.worker` to ``job``, from a process of its own; see `ask`.
+
+    ``timeout_s`` None: `limit_s` of the job.
+    """
+    if timeout_s is not None:
+        return ask(MODULE, job, arm, python=python, timeout_s=timeout_s)
+    grown = f"{_SLOW}; the limit grows with the points and with the seconds of each"
+    return ask(MODULE, job, arm, python=python, timeout_s=limit_s(job), slow=grown)
+
+
+def limit_s(job: Mapping[str, Any]) -> float:
+    """Seconds that a process may take for ``job``: they grow with its points and with how long each is measured."""
+    measured = float(job.get("seconds", BOUNDS["seconds"])) + float(job.get("warm_seconds", BOUNDS["warm_seconds"]))
+    return TIMEOUT_S + len(job.get("points", ())) * (measured + _SLOW_POINT_S)
 
 
 def ask(
@@ -37,13 +58,14 @@ def ask(
     *,
     python: str | os.PathLike[str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    slow: str = _SLOW,
 ) -> dict[str, Any]:
     """What ``python -P -m module``, whose main part is `deploykit.measure.worker.serve`, answers to ``request``.
 
     ``arm`` names what is measured in messages (``the candidate``). ``python`` is another interpreter that has deploykit
     installed; None: this one. The process and all that it started are gone afterwards, whatever happened. Raises the
-    child's own `DeploykitError`, `StepCrashError` when it died or ran past ``timeout_s``, `MissingError` when it
-    could not be started.
+    child's own `DeploykitError`, `StepCrashError` when it died or ran past ``timeout_s`` (with the hint ``slow``),
+    `MissingError` when it could not be started.
     """
     interpreter = os.fspath(python or sys.executable)
     with tempfile.TemporaryFile() as log:
@@ -53,7 +75,7 @@ def ask(
         except subprocess.TimeoutExpired as error:
             raise StepCrashError(
                 f"{arm}: the measuring process was still running after {timeout_s:g} s and was stopped",
-                hint=f"it hangs, or takes longer: give it more time, or fewer inputs; its last lines:\n{_tail(log)}",
+                hint=f"{slow}; its last lines:\n{_tail(log)}",
             ) from error
         finally:
             _kill_group(process)

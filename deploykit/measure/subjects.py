@@ -15,6 +15,9 @@ from deploykit.runtime.loading import split_variant
 from deploykit.runtime.manifest import Manifest, Variant
 from deploykit.runtime.selection import Device, install_hint, unmet
 
+# No figure of a manifest is larger; NaN and infinities are not smaller.
+_MOST = 2**53
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -70,12 +73,10 @@ def open_bundles(specs: Sequence[str], variants: Sequence[str]) -> list[Opened]:
     return found
 
 
-def choose(
-    opened: Sequence[Opened], wanted: Sequence[str] | None, named: bool
-) -> tuple[list[Subject], list[dict[str, str]]]:
+def choose(opened: Sequence[Opened], wanted: Sequence[str] | None) -> tuple[list[Subject], list[dict[str, str]]]:
     """The subjects in order, and what cannot take part with the reason. ``wanted`` None: every baseline.
 
-    ``named``: the variants were asked for by name; one that cannot run here is then a `MissingError`.
+    `MissingError` when no variant can run here.
     """
     found: list[Subject] = []
     missing: list[dict[str, str]] = []
@@ -85,11 +86,9 @@ def choose(
         prefix = f"{one.label}@" if len(opened) > 1 else ""
         for variant in one.variants:
             reason = unmet(variant, Device())
-            if reason and named:
-                hint = install_hint([variant.target]) if "is not installed" in reason else "leave it out"
-                raise MissingError(f"variant '{variant.name}' cannot run here: {reason}", hint=hint)
             if reason:
-                missing.append(unavailable(prefix + variant.name, "variant", reason, ""))
+                hint = install_hint([variant.target]) if "is not installed" in reason else ""
+                missing.append(unavailable(prefix + variant.name, "variant", reason, hint))
             else:
                 found.append(_of_variant(one, variant, prefix))
         # Two bundles of one model share its baselines.
@@ -133,7 +132,7 @@ def _of_variant(one: Opened, variant: Variant, prefix: str) -> Subject:
         "precision": variant.precision,
         "bytes": loaded_bytes(manifest, variant.path),
         "accuracy": _accuracy(variant, manifest),
-        "drift_by_size": list(variant.drift.get("buckets") or ()),
+        "drift_by_size": _buckets(variant),
         "audit": list(audit_sentences(variant.audit)),
     }
     job = {"kind": "bundle", "path": str(one.bundle.root.resolve()), "variant": variant.name}
@@ -157,12 +156,37 @@ def _of_baseline(one: Opened, baseline: Baseline, prefix: str) -> Subject:
 
 
 def _accuracy(variant: Variant, manifest: Manifest) -> dict[str, Any] | None:
-    """Drift on real inputs as it was measured when the bundle was built, or None."""
-    mean = ((variant.drift.get("figures") or {}).get("cosine_mean") or {}).get("value")
+    """Drift on real inputs as it was measured when the bundle was built, or None; what is no number says nothing."""
+    mean = as_number(_inside(variant.drift, "figures", "cosine_mean", "value"))
     if mean is None:
         return None
-    data = ((manifest.provenance.get("samples") or {}).get("evaluation") or {}).get("data", "")
-    return {"drift": max(0.0, 1 - float(mean)), "basis": "drift", "n": int(variant.drift.get("n", 0)), "data": data}
+    data = _inside(manifest.provenance, "samples", "evaluation", "data")
+    count = int(as_number(variant.drift.get("n")) or 0)
+    return {"drift": max(0.0, 1 - mean), "basis": "drift", "n": count, "data": str(data or "")}
+
+
+def _buckets(variant: Variant) -> list[dict[str, Any]]:
+    """Its drift by size, without rows that say nothing."""
+    given = variant.drift.get("buckets")
+    found = []
+    for row in given if isinstance(given, list) else ():
+        n, mean, low = (as_number(_inside(row, key)) for key in ("n", "mean", "min"))
+        if n is not None and mean is not None and low is not None:
+            found.append({"size": str(_inside(row, "size")), "n": int(n), "mean": mean, "min": low})
+    return found
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number out of a manifest, which holds what whoever wrote it put there; None for all else."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST
+    return float(value) if usable else None
+
+
+def _inside(data: Any, *keys: str) -> Any:
+    """What lies at the end of ``keys``, or None."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    return data
 
 
 def _origin(bundle: Bundle) -> str:

@@ -54,6 +54,14 @@ _PYTHON = "python:"
 _SUBJECT_KEYS = {"kind", "path", "variant", "options"}
 _JOB_KEYS = {"subject", "threads", "points", "extra_work", *BOUNDS}
 _POINT_KEYS = {"name", "inputs", "places", "batch", "concurrency"}
+# The package of each engine: no other is imported because a bundle names it.
+_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-cuda": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 
 
 class _BundleSubject:
@@ -64,11 +72,21 @@ class _BundleSubject:
         self.encode = encoder.encode
         self.effective = {"variant": encoder.variant.name, **encoder.effective}
         self.tensors = encoder.modality == "tensor"
+        self._counting: tuple[Encoder, _Counter] | None = None
 
     def tokens(self, inputs: Any) -> tuple[int, int] | None:
         """Useful tokens, and all with their padding, that the engine is given for ``inputs``."""
         if self._encoder.modality != "text":
             return None
+        if self._counting is None:
+            self._counting = self._open_counting()
+        encoder, engine = self._counting
+        engine.useful = engine.padded = 0
+        encoder.encode(inputs)
+        return engine.useful, engine.padded
+
+    def _open_counting(self) -> tuple[Encoder, _Counter]:
+        """The same batches without the engine; it brings a tokenizer of its own."""
         from deploykit.runtime.encoder import Encoder
         from deploykit.runtime.preprocess import open_preprocessor
 
@@ -76,8 +94,7 @@ class _BundleSubject:
         bundle, variant = self._encoder.bundle, self._encoder.variant
         preprocessor = open_preprocessor(bundle.manifest.card, bundle.root)
         lanes = int(self._encoder.effective.get("threads", 1))
-        Encoder(bundle, variant, engine, preprocessor, self._encoder.report(), lanes).encode(inputs)
-        return engine.useful, engine.padded
+        return Encoder(bundle, variant, engine, preprocessor, self._encoder.report(), lanes), engine
 
     def close(self) -> None:
         """Free the engine."""
@@ -120,8 +137,10 @@ def measure(job: Job) -> dict[str, Any]:
         start["first_call_ms"] = 1e3 * (time.perf_counter() - began)
         before = _counters()
         points = [_point(job, point, chosen[point["name"]], subject) for point in job["points"]]
-        noise = _noise(before, _counters())
-        answer = {"start": start, "points": points, "peak_rss_bytes": peak_rss_bytes()}
+        # Both before the tokens are counted, which takes memory and time that is not the subject's.
+        noise, peak = _noise(before, _counters()), peak_rss_bytes()
+        points = [{**point, **_tokens(subject, chosen[point["name"]])} for point in points]
+        answer = {"start": start, "points": points, "peak_rss_bytes": peak}
         effective = dict(getattr(subject, "effective", {}))
     finally:
         if hasattr(subject, "close"):
@@ -196,11 +215,13 @@ def _open(subject: Mapping[str, Any], threads: int | None) -> tuple[Any, dict[st
 
 
 def _engine_package(subject: Mapping[str, Any]) -> str:
-    """The package of the named variant's engine; without a name its import counts as loading."""
+    """The package of the named variant's engine; without a name, and of an engine that others registered, its import
+    counts as loading.
+    """
     from deploykit.runtime.bundle import Bundle
 
     name = subject.get("variant")
-    return Bundle.open(subject["path"]).variant(name).target.replace("-", "_") if name else ""
+    return _PACKAGES.get(Bundle.open(subject["path"]).variant(name).target, "") if name else ""
 
 
 def _batches(point: Mapping[str, Any], subject: Any) -> list[Any]:
@@ -241,13 +262,15 @@ def _point(job: Job, point: Mapping[str, Any], batches: Sequence[Any], subject: 
     bounds = {key: job.get(key, value) for key, value in BOUNDS.items()}
     _times(call, batches, concurrency, bounds["warm_seconds"], bounds["warm_calls"])
     times_ms, wall_s = _times(call, batches, concurrency, bounds["seconds"], bounds["calls"])
-    counted = [subject.tokens(batch) for batch in batches] if hasattr(subject, "tokens") else [None]
+    times = [round(ms, 6) for ms in times_ms]
+    return {"name": point["name"], "times_ms": times, "wall_s": wall_s, "items": _items(batches[0])}
+
+
+def _tokens(subject: Any, batches: Sequence[Any]) -> dict[str, float | None]:
+    """Tokens of a call, useful and with their padding: the mean over its batches."""
+    counted = [subject.tokens(batch) for batch in batches] if hasattr(subject, "tokens") else []
     known = [pair for pair in counted if pair is not None]
     return {
-        "name": point["name"],
-        "times_ms": [round(ms, 6) for ms in times_ms],
-        "wall_s": wall_s,
-        "items": _items(batches[0]),
         "tokens": sum(useful for useful, _ in known) / len(known) if known else None,
         "padded": sum(padded for _, padded in known) / len(known) if known else None,
     }

@@ -8,6 +8,7 @@ as they are. A call takes the next inputs of several drawn, so that no cache see
 from __future__ import annotations
 
 import random
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def _lengths(card: Card, lengths: Sequence[str] | None) -> list[int | None]:
         if word == REAL:
             found.append(None)
             continue
-        if not word.isdecimal():
+        if not re.fullmatch("[0-9]{1,9}", word):
             raise InputError(f"length is '{word}'", hint=f"give numbers of tokens, or '{REAL}' for texts as they come")
         if not low <= int(word) <= high:
             raise InputError(

@@ -108,6 +108,9 @@ def trial_rows(provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
             figures = (f"{float(trial.get('drift', 0)):.5f}", cosine_text(float(trial.get("p1", 1))), time)
             inside = "yes" if trial.get("inside") else "no"
             rows.append(tuple(clean(cell) for cell in (step.partition(":")[2], kept, *figures, inside)))
+        for lost in found.get("not_built") or ():
+            kept, reason = ", ".join(lost.get("keep") or ()), f"not built: {lost.get('reason')}"
+            rows.append(tuple(clean(cell) for cell in (step.partition(":")[2], kept, "", "", "", reason)))
     return tuple(rows)
 
 
@@ -357,12 +360,17 @@ def _timings(latency: Mapping[str, Any]) -> tuple[Timing, ...]:
 
 
 def audit_sentences(audit: Mapping[str, Any]) -> tuple[str, ...]:
-    """What an audit says to people: its own sentence, else its figures; its notes; how the engine was set."""
+    """What an audit says to people: its own sentence, else its figures; its notes; how the engine was set.
+
+    Notes that are no list, and settings that are no object, say nothing: a manifest may come from anybody.
+    """
     said = [clean(audit[key]) for key in ("sentence", "summary") if audit.get(key)][:1]
     figures = {key: value for key, value in audit.items() if key not in ("notes", "effective")}
     said = said or [f"{label}: {value}" for label, value in _flat(figures)]
-    said += [clean(note) for note in audit.get("notes") or ()]
-    effective = ", ".join(f"{label} {value}" for label, value in _flat(audit.get("effective") or {}))
+    notes, settings = audit.get("notes"), audit.get("effective")
+    said += [clean(note) for note in notes] if isinstance(notes, (list, tuple)) else []
+    flat = _flat(settings) if isinstance(settings, Mapping) else ()
+    effective = ", ".join(f"{label} {value}" for label, value in flat)
     return tuple(said + ([f"as proven: {effective}"] if effective else []))
 
 

@@ -63,6 +63,9 @@ def test_one_json_document(command, bundle):
         (("--concurrency", "0"), "concurrency is 0"),
         (("--concurrency", "two"), "give whole numbers"),
         (("--batch", "-1"), "batch is -1"),
+        (("--batch=--5",), "give whole numbers"),
+        (("--concurrency", "9" * 5000), "give whole numbers"),
+        (("--length", "9" * 5000), "give numbers of tokens"),
         (("--rounds", "0"), "rounds is 0"),
         (("--threads", "0"), "threads is 0"),
         (("--data", "absent.txt"), "absent.txt"),
@@ -108,6 +111,30 @@ def test_a_baseline_that_was_asked_for_and_cannot_run_ends_with_4(command, bundl
     assert code == 4
     assert "onnxruntime-fp32" in out
     assert "not measured: torch: the bundle does not say what it was exported from" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "code"),
+    [
+        ("torch", "b@torch", 4),
+        ("plain-openvino", "b@plain-openvino", 4),
+        ("plain-openvino", "plain-openvino", 4),
+        ("plain", "b@plain-openvino", 4),
+        ("all", "b@plain-openvino", 4),
+        ("plain-onnxruntime", "b@plain-openvino", 0),
+        (None, "b@torch", 0),
+    ],
+)
+def test_a_baseline_that_is_missing_ends_with_4_where_it_was_asked_for(command, monkeypatch, asked, name, code):
+    from deploykit.measure import bench
+
+    missing = [{"name": name, "kind": "baseline", "reason": "not here\x1b[2J", "hint": ""}]
+    monkeypatch.setattr(bench, "bench", lambda *_: bench_result.made(unavailable=missing))
+    got, out, err = command("bench", "a.bundle", "b.bundle", *(("--baseline", asked) if asked else ()))
+    assert got == code
+    assert "openvino-bf16" in out
+    assert f"not measured: {name}: not here" in err
+    assert "\x1b" not in err
 
 
 @pytest.mark.parametrize("words", [("absent.json",), ("history",), ("history", "absent"), ("a", "b"), ("bad.json",)])

@@ -222,3 +222,9 @@ def test_everything_is_the_same_twice(vectors, noisy):
         return compare(vectors[0], noisy(0.2), labels=vectors[1], pairs=pairs, sizes=list(range(600))).to_json()
 
     assert once() == once()
+
+
+def test_of_equally_common_classes_the_one_with_the_smaller_sum_of_ranks_wins():
+    # The nearest is of class 0, but its four others are the last; the five in between are of class 1.
+    rows = np.array([[0, 1, 1, 1, 1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0, 1, 1, 0, 1]])
+    assert tasks._vote(rows).tolist() == [1, 0]

@@ -3,13 +3,15 @@ import json
 
 import pytest
 
-from deploykit.errors import InputError
+from deploykit.errors import BundleError, InputError
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from deploykit.drift.where import boundaries, where
+from deploykit.runtime.bundle import Bundle
 from tests.drift import layers
+from tests.runtime import hostile_models
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,19 @@ def test_what_cannot_be_opened_up_is_refused(bundle):
         where(bundle, engine, layers.inputs(1))
     with pytest.raises(InputError, match="runs the portable graph itself"):
         where(bundle, bundle.portable, layers.inputs(1))
+
+
+@pytest.mark.parametrize("name", ["models/fp32.onnx", "models/spoiled-1.onnx"])
+def test_neither_model_is_read_when_one_is_none_that_an_encoder_needs(tmp_path, monkeypatch, name):
+    import onnx
+
+    monkeypatch.setattr(hostile_models, "MODEL", name)
+    root = hostile_models.with_model(layers.bundle(tmp_path).root, hostile_models.external("/etc/passwd"))
+    bundle = Bundle.open(root)
+
+    def read(*_, **__):
+        raise AssertionError("a model was read")
+
+    monkeypatch.setattr(onnx, "load", read)
+    with pytest.raises(BundleError, match="outside the bundle"):
+        where(bundle, bundle.variant("spoiled-1"), layers.inputs(1))

@@ -62,3 +62,15 @@ def sleeping(threads, mark):
     Path(f"{mark}.new").write_text(str(os.getpid()))
     Path(f"{mark}.new").replace(mark)
     time.sleep(60)
+
+
+class Hungry(Counting):
+    """Holds much while it counts tokens."""
+
+    def tokens(self, inputs):
+        held = bytearray(b"1") * 300_000_000
+        return len(inputs), len(held)
+
+
+def hungry(threads):
+    return Hungry()

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from deploykit.errors import UnknownNameError
+from deploykit.errors import BundleError, UnknownNameError
 from deploykit.measure import baselines
 from deploykit.runtime.bundle import Bundle
 from tests import tiny
-from tests.runtime import made
+from tests.runtime import hostile_models, made
 
 
 @pytest.fixture
@@ -66,6 +66,47 @@ def test_a_hub_model_is_taken_from_the_cache_or_not_at_all(bundle, tmp_path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     hub = saying(bundle, model="nobody/nothing-of-that-name", kind="transformers", digest="ab" * 32)
     assert "not in the hub's cache" in reasons(hub)
+
+
+def test_the_revision_of_the_export_is_the_one_that_is_looked_for(bundle, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def nothing(name, **options):
+        asked.append((name, options))
+        raise LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr(hub, "snapshot_download", nothing)
+    told = {"model": "some/model", "kind": "transformers", "digest": "ab" * 32, "options": {"revision": "v2"}}
+    _, (missing,) = baselines.find(saying(bundle, **told), ["torch"])
+    assert asked == [("some/model", {"revision": "v2", "local_files_only": True})]
+    assert missing.hint.endswith("hf download some/model --revision v2")
+
+
+@pytest.mark.parametrize("name", ["some/model--of-no-hub", "m" * 5000])
+def test_a_name_that_nothing_can_have_is_a_reason_and_no_crash(bundle, name):
+    pytest.importorskip("huggingface_hub")
+    assert reasons(saying(bundle, model=name, kind="transformers", digest="ab" * 32))
+
+
+def test_a_package_that_the_source_lacks_is_a_reason_and_no_crash(bundle, monkeypatch):
+    def lacking(*_):
+        raise ModuleNotFoundError("No module named 'huggingface_hub'", name="huggingface_hub")
+
+    monkeypatch.setattr(baselines, "_local", lacking)
+    lost = saying(bundle, model="some/model", kind="transformers", digest="ab" * 32)
+    assert "huggingface_hub cannot be imported" in reasons(lost, *baselines.TORCH)
+
+
+def test_without_torch_the_source_is_not_looked_for(bundle, monkeypatch):
+    def looked(_):
+        raise AssertionError("the source was looked for")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(baselines, "_source", looked)
+    assert "torch and transformers are not both installed" in reasons(bundle)
 
 
 def test_what_is_not_installed_is_said(bundle, monkeypatch):
@@ -147,6 +188,22 @@ def test_the_plain_engines_give_the_right_vectors_and_count_padding(bundle, targ
     assert opened.effective["selftest"]["mean"] == pytest.approx(1, abs=1e-6)
     assert opened.effective["selftest"]["n"] == len(made.TEXTS)
     assert opened.effective["threads"] == 1
+
+
+@pytest.mark.parametrize(("target", "opens"), [("onnxruntime", "InferenceSession"), ("openvino", "Core")])
+@pytest.mark.parametrize("maker", [hostile_models.unknown_domain, hostile_models.compiled_blob])
+def test_no_engine_sees_a_portable_model_that_is_no_encoder(bundle, monkeypatch, target, opens, maker):
+    engine = pytest.importorskip(target)
+
+    def opened(*_, **__):
+        raise AssertionError("an engine was opened")
+
+    monkeypatch.setattr(engine, opens, opened)
+    with pytest.raises(AssertionError, match="was opened"):
+        getattr(baselines, f"{target}_subject")(threads=1, bundle=str(bundle.root))
+    maker(bundle.root)
+    with pytest.raises(BundleError, match=r"fp32\.onnx"):
+        getattr(baselines, f"{target}_subject")(threads=1, bundle=str(bundle.root))
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])

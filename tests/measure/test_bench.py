@@ -213,7 +213,7 @@ def test_bad_input_is_refused_before_anything_runs(bundle, processes, changes, e
     assert not seen.jobs
 
 
-def test_a_variant_that_cannot_run_here_is_an_error_when_named_and_listed_when_not(tmp_path, processes):
+def test_a_variant_that_cannot_run_here_is_listed_and_an_error_when_none_is_left(tmp_path, processes):
     processes()
     needy = Variant("needy", "onnxruntime", "fp32", "models/fp32.onnx", requires={"cpu_features": ["none_such"]})
     plain = Variant("plain", "onnxruntime", "fp32", "models/fp32.onnx")
@@ -221,6 +221,9 @@ def test_a_variant_that_cannot_run_here_is_an_error_when_named_and_listed_when_n
     found = bench([path], QUICK)
     assert [row["name"] for row in found["subjects"]] == ["plain"]
     assert "none_such" in found["unavailable"][0]["reason"]
+    named = bench([path], dataclasses.replace(QUICK, variants=("needy", "plain")))
+    assert [row["name"] for row in named["subjects"]] == ["plain"]
+    assert [item["name"] for item in named["unavailable"]] == ["needy"]
     with pytest.raises(MissingError, match="none_such"):
         bench([path], dataclasses.replace(QUICK, variants=("needy",)))
 
@@ -232,3 +235,35 @@ def test_an_altered_bundle_is_not_measured(bundle):
         bench([bundle], QUICK)
     with pytest.raises(InputError, match="no bundle"):
         bench([], QUICK)
+
+
+def test_a_variant_named_in_one_bundle_says_nothing_of_another(tmp_path, processes):
+    processes()
+    needy = Variant("needy", "onnxruntime", "fp32", "models/fp32.onnx", requires={"cpu_features": ["none_such"]})
+    plain = Variant("plain", "onnxruntime", "fp32", "models/fp32.onnx")
+    first = made.bundle(tmp_path / "a").root.rename(tmp_path / "first.bundle")
+    other = made.bundle(tmp_path / "b", variants=[(needy, {}), (plain, {})], default="plain").root
+    found = bench([f"{first}@openvino-fp32", str(other)], QUICK)
+    assert [row["name"] for row in found["subjects"]] == ["first@openvino-fp32", "tiny@plain"]
+    assert [item["name"] for item in found["unavailable"]] == ["tiny@needy"]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"figures": {"cosine_mean": {"value": "x"}}},
+        {"figures": [1]},
+        {"figures": {"cosine_mean": 7}},
+        {"figures": {"cosine_mean": {"value": 1e300}}},
+        {"buckets": 3},
+        {"buckets": [1, {"size": "1 to 8"}, {"size": "1 to 8", "n": "x", "mean": [], "min": None}]},
+    ],
+)
+def test_figures_of_a_bundle_that_are_no_figures_say_nothing(tmp_path, processes, damaged):
+    processes()
+    said = {"proof": {"cosine_min": "x", "cases": []}, "audit": {"notes": 5, "effective": "x", "summary": "ran"}}
+    variant = Variant("onnxruntime-fp32", "onnxruntime", "fp32", "models/fp32.onnx", drift=damaged, **said)
+    row = bench([str(made.bundle(tmp_path, variants=[(variant, {})]).root)], QUICK)["subjects"][0]
+    assert row["accuracy"]["basis"] == "self-test"
+    assert row["drift_by_size"] == []
+    assert row["audit"] == ["ran"]

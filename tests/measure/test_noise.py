@@ -29,6 +29,14 @@ def test_five_percent_is_caught(model, least):
 
 
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("slower", [0.03, 0.05])
+def test_what_measures_slower_than_its_limit_never_passes(model, slower):
+    for i in range(RUNS):
+        found = compare(Simulated(MODELS[model], slower, 31 * i), {"a": 0.03}, i)["a"]
+        assert found.status != "PASS" or found.change <= 0.03
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_ten_percent_is_caught_or_called_undecided_and_seldom_passes(model):
     found = verdicts(model, 0.10)
     assert found["PASS"] <= 0.01 * RUNS

@@ -104,7 +104,8 @@ def test_a_wide_screen_does_not_pass():
     [
         ([0.05] * 30, "FAIL"),
         ([0.029] * 30, "PASS"),  # sure, and less than what matters
-        ([-0.01] * 8 + [0.05] * 22, "PASS"),  # the 8th lowest is not above 0
+        ([-0.01] * 8 + [0.05] * 22, "INCONCLUSIVE"),  # the 8th lowest is not above 0, and the median is above 3 %
+        ([-0.01] * 8 + [0.029] * 22, "PASS"),
         ([-0.01] * 7 + [0.05] * 23, "FAIL"),
         ([-0.08] * 12 + [0.08] * 18, "INCONCLUSIVE"),
     ],
@@ -126,9 +127,27 @@ def test_the_risk_is_shared_by_the_metrics():
             faster = 10 <= next(calls) // 2 < 17  # seven of the thirty that confirm
             return dict.fromkeys(metrics, 10.0 * (1 if arm == "baseline" else 0.99 if faster else 1.05))
 
-        return paired.compare(source, dict.fromkeys("abcd"[:count], 0.03))["a"].status
+        found = paired.compare(source, dict.fromkeys("abcd"[:count], 0.03), rules=paired.Rules(confirm=(30,)))
+        return found["a"].status
 
-    assert (status(1), status(4)) == ("FAIL", "PASS")
+    assert (status(1), status(4)) == ("FAIL", "INCONCLUSIVE")
+
+
+def test_a_median_above_the_limit_that_is_not_sure_takes_more_pairs_and_never_passes():
+    def found(faster):
+        calls = itertools.count()
+
+        def source(arm, metrics):
+            lucky = next(calls) // 2 >= 10 and next(turn) // 2 in faster
+            return dict.fromkeys(metrics, 10.0 * (1 if arm == "baseline" else 0.999 if lucky else 1.031))
+
+        turn = itertools.count()
+        return paired.compare(source, {"a": 0.03})["a"]
+
+    few, many = found(range(8)), found({i for i in range(60) if i % 5 < 2})
+    assert (few.status, few.pairs) == ("FAIL", 45)
+    assert (many.status, many.pairs) == ("INCONCLUSIVE", 60)
+    assert many.half_width < 0.02 < 0.03 < many.change
 
 
 def test_a_limit_of_zero_or_below_asks_for_a_gain():

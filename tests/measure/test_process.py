@@ -35,6 +35,7 @@ def test_a_hanging_worker_is_stopped_with_all_that_it_started(tmp_path):
     with pytest.raises(StepCrashError, match=r"^the candidate: .*still running after 3 s") as caught:
         process.measure(job("hanging", mark=str(mark)), "the candidate", timeout_s=3)
     assert "about to hang" in caught.value.hint
+    assert "measure smaller batches or shorter inputs" in caught.value.hint
     deadline = time.monotonic() + 5
     while not gone(mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -97,3 +98,17 @@ def test_no_worker_outlives_a_parent_that_is_killed(tmp_path):
         time.sleep(0.05)
     assert gone(worker)
     assert int(worker) != os.getpid()
+
+
+def test_the_limit_grows_with_the_points_and_their_seconds(monkeypatch):
+    point = {"name": "p", "inputs": ["a"]}
+    few, many = {"points": [point]}, {"points": [point] * 100}
+    assert process.limit_s(few) > process.TIMEOUT_S
+    assert process.limit_s({**many, "seconds": 60.0, "warm_seconds": 5.0}) >= process.TIMEOUT_S + 100 * 65
+    assert process.limit_s(many) < process.limit_s({**many, "seconds": 2.0})
+    limits = []
+    monkeypatch.setattr(process, "ask", lambda *_, timeout_s, python, slow="": limits.append((timeout_s, slow)))
+    process.measure(many, "it")
+    process.measure(many, "it", timeout_s=7)
+    assert [limit for limit, _ in limits] == [process.limit_s(many), 7]
+    assert ["the limit grows" in slow for _, slow in limits] == [True, False]

@@ -5,12 +5,14 @@ import sys
 import numpy as np
 import pytest
 
-from deploykit.errors import InputError
+from deploykit.errors import DeploykitError, InputError
 from deploykit.measure import process, worker
+from deploykit.runtime.manifest import Variant
 from tests.measure import subjects
 from tests.runtime import made
 
 QUICK = {"seconds": 0.0, "calls": 5, "warm_seconds": 0.0, "warm_calls": 2}
+POINTS = {"points": [{"name": "p", "inputs": ["w1"]}]}
 
 
 def job(point=None, subject="counting", **changes):
@@ -127,3 +129,25 @@ def test_arrays_come_from_a_file(tmp_path):
     (tmp_path / "t.json").write_text('["x", "y"]')
     worker.measure(job({"inputs": str(tmp_path / "t.json")}))
     assert subjects.opened[-1].asked[-1] == ["x", "y"]
+
+
+def test_counting_tokens_is_no_part_of_the_memory():
+    answer = process.measure(job(subject="hungry"), "it")
+    assert answer["points"][0]["padded"] == 300_000_000
+    assert answer["peak_rss_bytes"] < 200_000_000
+
+
+def test_the_engine_is_imported_on_the_import_clock_and_no_module_that_a_bundle_names(tmp_path, monkeypatch):
+    (tmp_path / "harmful").mkdir()
+    (tmp_path / "harmful" / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("harmful", "os"):
+        variant = Variant("evil", target, "fp32", "models/fp32.onnx")
+        bundle = made.bundle(tmp_path / target, variants=[(variant, {})], default="evil")
+        with pytest.raises(DeploykitError):
+            worker.measure({"subject": {"kind": "bundle", "path": str(bundle.root), "variant": "evil"}, **POINTS})
+        assert not worker._engine_package({"path": str(bundle.root), "variant": "evil"})
+    for target, package in {"onnxruntime-cuda": "onnxruntime", "tensorrt-rtx": "tensorrt_rtx"}.items():
+        variant = Variant("gpu", target, "fp32", "models/fp32.onnx")
+        bundle = made.bundle(tmp_path / target, variants=[(variant, {})], default="gpu")
+        assert worker._engine_package({"path": str(bundle.root), "variant": "gpu"}) == package

@@ -50,3 +50,9 @@ def test_a_loss_that_rounds_to_zero_has_no_sign():
 def test_where_all_was_taken_there_is_no_table():
     assert candidate_rows(CANDIDATES[:1]) == ()
     assert trial_rows({}) == ()
+
+
+def test_a_trial_that_could_not_be_built_is_a_row_with_its_reason():
+    lost = [{"keep": ["ffn2"], "reason": "no memory"}]
+    (row,) = trial_rows({"search": {"search:a-int8": {"trials": [], "not_built": lost}}})
+    assert row == ("a-int8", "ffn2", "", "", "", "not built: no memory")
