@@ -66,6 +66,8 @@ def _budget_of(marker: pytest.Mark) -> str:
 
 def _reasons(result: Result) -> str:
     """The sentences that decided, and where to look."""
+    from deploykit.gate.text import plain
+
     told = [row for row in result.rows if row.status == result.status]
     lines = [row.sentence + (f"\n  → {row.look}" if row.look else "") for row in told]
-    return "\n".join([f"{result.status} against {result.baseline.name} ({result.budget})", *lines])
+    return plain("\n".join([f"{result.status} against {result.baseline.name} ({result.budget})", *lines]))

@@ -34,7 +34,8 @@ _BUDGET = typer.Option(
     "-b",
     metavar="BUDGET",
     help='What may be lost: a .toml file with [budget] limits = "…", a profile, or limits such as \'drift<=0.01 '
-    "p50<=+5%'. What it leaves open is 'standard p50<=+3% size<=+2% memory<=+2%'.",
+    "p50<=+5%'. What it leaves open is 'standard p50<=+3% size<=+2% memory<=+2%'; p99 stands for p50 too, throughput "
+    "for that of the batch.",
     show_default=False,
 )
 _DATA = typer.Option(
@@ -67,7 +68,7 @@ _AA = typer.Option(
     metavar="N",
     min=1,
     help="Time the candidate against itself N times instead: how often this machine gives false alarms, and how small "
-    "a change it can see.",
+    "a change it can see. Takes limits on a change alone, as p50<=+3%.",
     show_default=False,
 )
 _CALIBRATION = typer.Option(

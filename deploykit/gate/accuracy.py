@@ -14,7 +14,7 @@ from deploykit.drift.intervals import lower_rank
 from deploykit.drift.judging import TERMS
 from deploykit.errors import CheckError
 from deploykit.gate.result import Row
-from deploykit.gate.sides import Side
+from deploykit.gate.sides import Side, unusable
 
 # Lengths of normalized vectors are 1 up to the rounding of fp16 and bf16; those of others move with int8 by 1 or 2 %.
 _UNIT, _FREE = 0.005, 0.05
@@ -24,12 +24,19 @@ _FAR = 0.05
 def accuracy_rows(
     budget: Budget, spelled: frozenset[str], found: Dataset, sides: tuple[Side, Side], files: tuple[Path, Path]
 ) -> list[Row]:
-    """Rows for the vectors in ``files``; candidate first in both pairs. What is not finite fails.
+    """Rows for the vectors in ``files``; candidate first in both pairs. What is not finite fails, and is a
+    `BundleError` in the baseline.
 
-    A limit on p1 that is not among the ``spelled`` ones is left out where there are too few inputs for it.
+    A limit on p1 that is not among the ``spelled`` ones is left out where there are too few inputs for it, one on task
+    where the data has nothing to judge it by.
     """
     candidate, baseline = sides
     ours, theirs = (np.load(path, allow_pickle=False) for path in files)
+    finite = np.isfinite(theirs).all(axis=1)
+    if not finite.all():
+        place = int(np.argmin(finite))
+        said = f"the vector that {baseline.label} makes of input {place} is not finite (NaN or infinity)"
+        raise unusable(CheckError(said, hint="`deploykit bundle selftest` shows its state"))
     try:
         drift = compare(theirs, ours, inputs=found.inputs, labels=found.labels, pairs=found.pairs)
     except CheckError as error:
@@ -42,15 +49,26 @@ def accuracy_rows(
         rows.append(Row("vectors", "PASS", "", said))
     elif limits.limits:
         rows += _drift_rows(drift, verdict(drift, limits), sides)
+        if "task" in spelled and drift.task is None:
+            rows += [_no_task(limit.text, found, drift, candidate) for limit in limits.only(["task"]).limits]
     if left_out and not same:
         sentence = f"{candidate.label}: {left_out} takes {_fewest():,} inputs to judge, and there are {len(found):,}."
         rows.append(Row("p1", "NOT MEASURED", left_out, sentence, "give more with --data"))
     return rows
 
 
-def failed(candidate: Side, error: CheckError) -> Row:
+def failed(candidate: Side, error: CheckError, name: str = "vectors") -> Row:
     """The row of vectors that are no vectors."""
-    return Row("vectors", "FAIL", "finite", f"{candidate.label}: {error.message}.", error.hint)
+    said = error.message.removeprefix(f"{candidate.label}: ")  # a child's message has it in front
+    return Row(name, "FAIL", "finite", f"{candidate.label}: {said}.", error.hint)
+
+
+def _no_task(limit: str, found: Dataset, drift: Drift, candidate: Side) -> Row:
+    """The row of a limit on the task that somebody asked for, and that nothing can be held against."""
+    given = found.labels is not None or found.pairs is not None
+    why = "; ".join(drift.notes) if given and drift.notes else f"{found.name} has neither labels nor scored pairs"
+    sentence = f"{candidate.label}: the task was not measured, so {limit} cannot be judged: {why}."
+    return Row("task", "INCONCLUSIVE", limit, sentence, "give --data with labels or scored pairs")
 
 
 def _judged_limits(budget: Budget, spelled: frozenset[str], count: int) -> tuple[Budget, str]:
@@ -82,18 +100,27 @@ def _drift_rows(drift: Drift, judged: Verdict, sides: tuple[Side, Side]) -> list
 def _norm_row(ours: np.ndarray, theirs: np.ndarray, candidate: Side, baseline: Side) -> Row:
     """The lengths of vectors, which a cosine does not see: an index by inner product does."""
     after, before = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (ours, theirs))
-    usable = (before > 0) & (after > 0)
-    moved = np.abs(np.log(after[usable] / before[usable]))
-    change = float(np.median(moved)) if moved.size else 0.0
-    unit = bool(np.all(np.abs(before - 1) < _UNIT))
+    some = before > 0
+    moved = np.zeros(len(before))
+    with np.errstate(divide="ignore"):  # a vector that became zero has moved without end
+        moved[some] = np.abs(np.log(after[some] / before[some]))
+    unit = bool(some.any() and np.all(np.abs(before[some] - 1) < _UNIT))
+    # All that were of length 1 stay so. Other lengths scatter with int8, and only their middle tells of a scale.
+    change = float(moved.max() if unit else np.median(moved[some]) if some.any() else 0.0)
     allowed = _UNIT if unit else _FREE
     ok = change <= allowed
+    worst = int(np.argmax(moved))
     lengths = f"{np.median(after):.4g} against {np.median(before):.4g} (medians over {len(after):,} inputs)"
-    limit = f"lengths within {100 * allowed:g} %"
+    limit = f"{'every length' if unit else 'lengths'} within {100 * allowed:g} %"
     figures = {"candidate": float(np.median(after)), "baseline": float(np.median(before)), "n": len(after)}
     if ok:
         return Row("length", "PASS", limit, f"{candidate.label}: vectors are {lengths} long.", figures=figures)
-    what = "normalisation was dropped: " if unit else ""
+    figures |= {"worst_input": worst, "worst_candidate": float(after[worst]), "worst_baseline": float(before[worst])}
+    many = unit and np.median(moved[some]) > allowed
+    what = "normalisation was dropped: " if many else ""
+    if unit and not many:
+        over = int((moved > allowed).sum())
+        lengths += f", and {over:,} of other lengths (input {worst}: {after[worst]:.4g} against {before[worst]:.4g})"
     sentence = f"{candidate.label}: {what}vectors are {lengths} long; cosines do not see it, inner products do."
     look = "look at the end of the graph: the last operations should divide by the length" if unit else "look at scales"
     differs = _cards(candidate, baseline)

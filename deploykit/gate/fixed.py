@@ -26,7 +26,7 @@ def audit_row(candidate: Side, found: Mapping[Arm, Facts]) -> Row:
         "baseline": dict(theirs.audit),
         "changes": [vars(change) for change in changes],
     }
-    faults = _lost(ours) or [change.sentence for change in changes if change.worse and change.what in _FALLBACKS]
+    faults = lost(ours) or [change.sentence for change in changes if change.worse and change.what in _FALLBACKS]
     if faults:
         sentence = f"{candidate.label} is not what it was: {'; '.join(faults)} (counted here, no noise)."
         return Row("audit", "FAIL", "nothing lost", sentence, _look(theirs, ours), figures)
@@ -65,7 +65,7 @@ def bytes_row(name: str, label: str, limit: Limit, pair: tuple[float, float], su
     return Row(name, status, text, f"{label}: {name} {against}, {judged}.", "" if ok else look, figures)
 
 
-def _lost(ours: Facts) -> list[str]:
+def lost(ours: Facts) -> list[str]:
     """The precision that the manifest promises and no product runs in, whatever the baseline does."""
     promised, counts = kernel(ours.precision), products(ours.audit)
     # On CPUs fp16 is how weights are stored; their products are in fp32, and the target says so.

@@ -13,14 +13,15 @@ from deploykit.errors import RecipeError, nearest
 
 #: What holds where nothing else is said. Sizes and memory must grow by more than 1 MiB as well to count.
 DEFAULT = "standard p50<=+3% size<=+2% memory<=+2%"
-# One question asked in several terms: whoever limits one of them has answered it.
-_SAME = {"throughput": "p50", "p99": "p50"}
+# One question asked in another term: whoever limits that has answered it.
+_SAME = {"p99": "p50"}
 
 
 def limits(given: str | os.PathLike[str] | Budget | None) -> Budget:
     """The budget in ``given``: text, a profile's name, or a TOML file with ``[budget] limits = "…"``.
 
-    Terms that it does not limit get the limits of `DEFAULT`. `RecipeError` says what cannot be read.
+    Terms that it does not limit get the limits of `DEFAULT`; p99 stands for p50 too. Throughput does so for batches
+    alone, see `deploykit.gate.timing.metrics`. `RecipeError` says what cannot be read.
     """
     default = Budget.parse(DEFAULT)
     if given is None:
@@ -39,6 +40,17 @@ def spelled(given: str | os.PathLike[str] | Budget | None) -> frozenset[str]:
         return frozenset(limit.term for limit in given.limits)
     text = _text(given)
     return frozenset(term for term in TERMS if re.search(rf"(?<![\w-]){term}\s*[<>=≤≥]", text))
+
+
+def beyond_sameness(budget: Budget) -> Budget:
+    """The limits that a candidate with the baseline's bits may miss: absolute ones, and gains."""
+    return Budget(
+        tuple(
+            limit
+            for limit in budget.limits
+            if not (limit.holds(0.0) if limit.relative else limit.term in ("drift", "p1", "task"))
+        )
+    )
 
 
 def _text(given: str | os.PathLike[str]) -> str:

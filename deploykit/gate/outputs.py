@@ -13,11 +13,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from deploykit.gate.result import AaResult, Result, Row
+from deploykit.gate.text import plain as _plain
 from deploykit.output import write_text
 
 #: GitHub cuts nothing: a longer summary is an error there.
 SUMMARY_BYTES = 2**20
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+# Of Markdown what makes emphasis, code, links and pictures; an address becomes a link without any of it.
+_MARKUP = re.compile(r"[\\`*_\[\]|~]")
+_ADDRESS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
 _MARKS = {"PASS": "✅ PASS", "FAIL": "❌ FAIL", "INCONCLUSIVE": "❔ INCONCLUSIVE", "NOT MEASURED": "➖ not measured"}
 
 
@@ -57,13 +60,13 @@ def junit(result: Result) -> str:
 
 def markdown(result: Result) -> str:
     """A page for a step's summary: the verdict, the rows, what was compared on what; at most `SUMMARY_BYTES`."""
-    lines = [f"## {_MARKS[result.status]}: `{result.candidate.name}` against `{result.baseline.name}`", ""]
+    lines = [f"## {_MARKS[result.status]}: {_code(result.candidate.name)} against {_code(result.baseline.name)}", ""]
     lines += ["| what | verdict | limit | |", "|---|---|---|---|"]
     for row in result.rows:
         look = f"<br>→ {_cell(row.look)}" if row.look and row.status != "PASS" else ""
         lines.append(f"| {_cell(row.name)} | {_MARKS[row.status]} | {_cell(row.limit)} | {_cell(row.sentence)}{look} |")
     lines += ["", *(f"- {_cell(text)}" for text in (*result.skipped, *result.notes))]
-    lines += ["", f"Budget `{result.budget}`; {_cell(result.data)}; hw {result.hardware['id']}"]
+    lines += ["", f"Budget {_code(result.budget)}; {_cell(result.data)}; hw {_cell(str(result.hardware['id']))}"]
     lines += [f"({_cell(str(result.hardware['cpu']))}, {result.hardware['cores']} cores); seed {result.seed};"]
     lines += [f"{result.seconds:.0f} s. {_cell(result.noise)}", ""]
     lines += [f"Candidate {result.candidate.digest}, baseline {result.baseline.digest}."]
@@ -72,12 +75,17 @@ def markdown(result: Result) -> str:
 
 def aa_markdown(result: AaResult) -> str:
     """The A/A run as a page."""
-    lines = ["## The gate's own noise", "", f"{result.sentence}. Budget `{result.budget}`, {result.noise}.", ""]
+    lines = [
+        "## The gate's own noise",
+        "",
+        f"{_cell(result.sentence)}. Budget {_code(result.budget)}, {_cell(result.noise)}.",
+        "",
+    ]
     lines += ["| run | metric | verdict | change | half-width | pairs |", "|---|---|---|---|---|---|"]
     for index, run in enumerate(result.comparisons):
         for c in run:
             figures = f"{100 * c.change:+.1f} % | ±{100 * c.half_width:.1f} % | {c.pairs} ({c.stage})"
-            lines.append(f"| {index + 1} | {c.metric} | {_MARKS[c.status]} | {figures} |")
+            lines.append(f"| {index + 1} | {_cell(c.metric)} | {_MARKS[c.status]} | {figures} |")
     return _cut("\n".join(lines) + "\n", SUMMARY_BYTES)
 
 
@@ -115,19 +123,20 @@ def _add_case(suite: ElementTree.Element, row: Row, result: Result) -> None:
         ElementTree.SubElement(case, "skipped", {"message": _plain(f"{row.status}: {text}")})
 
 
-def _plain(text: str) -> str:
-    """Without the characters that XML 1.0 cannot hold."""
-    return _CONTROL.sub("\ufffd", text)
-
-
 def _cell(text: str) -> str:
-    """Text that cannot leave its cell of a table, nor become markup."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    """Text that cannot leave its cell of a table, nor become markup, a link or a picture."""
+    escaped = _MARKUP.sub(r"\\\g<0>", text.replace("&", "&amp;").replace("<", "&lt;"))
+    escaped = _ADDRESS.sub(r"\\\g<0>", escaped)
     return " ".join(_plain(escaped).split())
 
 
+def _code(text: str) -> str:
+    """Text as code that it cannot leave."""
+    return "`" + " ".join(_plain(text).replace("`", "'").split()) + "`"
+
+
 def _escaped(text: str, *, property: bool = False) -> str:
-    found = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    found = _plain(text).replace("%", "%25").replace("\n", "%0A")
     return found.replace(":", "%3A").replace(",", "%2C") if property else found
 
 

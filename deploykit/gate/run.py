@@ -17,7 +17,7 @@ from deploykit.budget import Budget
 from deploykit.data import Dataset
 from deploykit.errors import CheckError, InputError, RecipeError
 from deploykit.gate import accuracy, fixed, inputs, timing
-from deploykit.gate.limits import limits, spelled
+from deploykit.gate.limits import beyond_sameness, limits, spelled
 from deploykit.gate.result import SCHEMA, AaResult, Identity, Result, Row, verdict
 from deploykit.gate.sides import (
     Facts,
@@ -28,6 +28,7 @@ from deploykit.gate.sides import (
     facts,
     interpreter,
     open_side,
+    unusable,
 )
 from deploykit.gate.timing import Timing
 from deploykit.measure.noise import seen
@@ -83,8 +84,13 @@ def gate(
     told = facts([ours, theirs], choices.threads, choices.timing.timeout_s)
     hardware = check_hardware([f.hardware for f in told.values()], known, f"'{choices.calibration}'")
     ours, theirs = (replace(side, variant=told[side.arm].variant) for side in (ours, theirs))
-    run = _Run(choices, budget, {"candidate": ours, "baseline": theirs}, found, hardware, on_progress)
-    rows, skipped = _unchanged(ours) if _same(ours, theirs) else run.rows(told)
+    same = _same(ours, theirs)
+    judged = beyond_sameness(budget) if same else budget
+    run = _Run(choices, judged, {"candidate": ours, "baseline": theirs}, found, hardware, on_progress)
+    unchanged = same and not judged.limits and not fixed.lost(told["candidate"])
+    rows, skipped = _unchanged(ours) if unchanged else run.rows(told)
+    if same and not unchanged:
+        skipped.append("limits on a change were not looked at: the two bundles are the same, bit for bit")
     return Result(
         status=verdict([row.status for row in rows]),
         candidate=_identity(ours, told["candidate"]),
@@ -110,10 +116,13 @@ def aa(
 ) -> AaResult:
     """Time ``subject`` against itself ``runs`` times, by the gate's own rules: every FAIL is a false alarm.
 
-    Every run has a seed of its own, counted up from ``choices.seed``; ``on_run`` hears what each found.
+    Every run has a seed of its own, counted up from ``choices.seed``; ``on_run`` hears what each found. `RecipeError`
+    for limits on time that no false alarm can be counted of: absolute ones, and gains.
     """
     choices = choices or Choices()
     inputs.check_workload(choices.workload)
+    budget = limits(choices.budget).only(timing.TERMS)
+    timing.check_counts_alarms(budget)
     if runs < 1:
         raise RecipeError(f"{runs} runs were asked for", hint="give 1 or more; 12 take about half an hour")
     began = time.monotonic()
@@ -125,7 +134,6 @@ def aa(
     sides: dict[Arm, Side] = {"candidate": side, "baseline": replace(side, arm="baseline")}
     done: list[tuple[Comparison, ...]] = []
     answers: list[Mapping[str, Any]] = []
-    budget = limits(choices.budget).only(timing.TERMS)
     for index in range(runs):
         again = replace(choices, seed=choices.seed + index)
         text = f"run {index + 1} of {runs}: "
@@ -151,6 +159,11 @@ class _Run:
     hardware: Mapping[str, Any]
     on_progress: Heard
     noise: str = ""
+
+    @property
+    def spelled(self) -> frozenset[str]:
+        """The terms that somebody limited by name."""
+        return spelled(self.choices.budget)
 
     def rows(self, told: Mapping[Arm, Facts]) -> tuple[list[Row], list[str]]:
         """All rows, and what was skipped because the verdict was clear before."""
@@ -179,24 +192,26 @@ class _Run:
                     encode(side, wanted, path, self.choices.threads, patience)
                 except CheckError as error:
                     if side is baseline:
-                        raise
+                        raise unusable(error) from error
                     return [accuracy.failed(candidate, error)]
-            named = spelled(self.choices.budget)
-            return accuracy.accuracy_rows(self.budget, named, self.found, (candidate, baseline), files)
+            return accuracy.accuracy_rows(self.budget, self.spelled, self.found, (candidate, baseline), files)
 
     def _times(self) -> list[Row]:
-        compared, clock, points = self.timed()
+        try:
+            compared, clock, points = self.timed()
+        except CheckError as error:
+            return [accuracy.failed(self.sides["candidate"], error, "times")]
         if not compared:
             return []
         alpha, hardware = self.choices.rules.alpha, str(self.hardware["id"])
-        return timing.rows(self.budget, compared, clock, points, alpha, hardware)
+        return timing.rows(self.budget, self.spelled, compared, clock, points, alpha, hardware)
 
     def timed(self) -> tuple[dict[str, Comparison], timing.Clock, list[dict[str, Any]]]:
         """Run the pairs; the machine must be the same one to the end."""
         choices = self.choices
         with tempfile.TemporaryDirectory() as folder:
             points = inputs.points(self.found, Path(folder), choices.workload)
-            limited = timing.metrics(self.budget, points)
+            limited = timing.metrics(self.budget, self.spelled, points)
             clock = timing.Clock(self.sides, points, choices.timing, choices.threads, list(limited))
             compared = compare(clock, limited, choices.seed, choices.rules, self._heard)
         if clock.answers:
@@ -221,7 +236,11 @@ def _calibration(path: str | os.PathLike[str] | None) -> tuple[str, str]:
         raise InputError(f"'{path}' is no JSON: {error}", hint=hint) from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("kind") != "aa":
         raise InputError(f"'{path}' is no result of an A/A run", hint=hint)
-    return str(data["hardware"]["id"]), str(data["sentence"])
+    machine = data.get("hardware")
+    told = (machine.get("id") if isinstance(machine, dict) else None, data.get("sentence"))
+    if not all(isinstance(text, str) and text for text in told):
+        raise InputError(f"'{path}' does not say on which hardware it was made, or what it found", hint=hint)
+    return str(told[0]), str(told[1])
 
 
 def _check_data(found: Dataset, side: Side) -> None:

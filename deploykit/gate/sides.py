@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import BundleError, InputError, MissingError
+from deploykit.errors import BundleError, DeploykitError, InputError, MissingError
 from deploykit.measure import process
 from deploykit.measure.paired import Arm
 from deploykit.runtime.bundle import Bundle
@@ -79,12 +79,19 @@ def open_side(arm: Arm, spec: str | os.PathLike[str], python: str | os.PathLike[
             bundle.variant(variant)
     except BundleError as error:
         raise BundleError(f"the {arm}: {error.message}", hint=error.hint) from error
-    if digest and (len(digest) < 8 or not bundle.digest.startswith(digest.lower().removeprefix("sha256:"))):
+    pin = digest.lower().removeprefix("sha256:")
+    if digest and (len(pin) < 8 or not bundle.digest.startswith(pin)):
         raise BundleError(
             f"the {arm} '{path}' has the digest {bundle.digest}, and {digest} is asked for",
             hint="fetch the bundle that was pinned, or pin this one; 8 digits or more name it",
         )
     return Side(arm, path, bundle, variant, os.fspath(python) if python else None)
+
+
+def unusable(error: DeploykitError) -> BundleError:
+    """What a check of the baseline found: no verdict on the candidate, but nothing to compare it with."""
+    message = f"there is nothing to compare with: {error.message}"
+    return BundleError(message, hint=f"give a baseline that works here; {error.hint}")
 
 
 def check_comparable(candidate: Side, baseline: Side) -> Side:

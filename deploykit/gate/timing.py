@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploykit.budget import Budget, Limit, figure_text
+from deploykit.errors import CheckError, RecipeError
 from deploykit.gate.fixed import bytes_row
 from deploykit.gate.result import Row, RowStatus
-from deploykit.gate.sides import Side
+from deploykit.gate.sides import Side, unusable
 from deploykit.measure import process
 from deploykit.measure.paired import Arm, Comparison
 from deploykit.measure.stats import interval_rank, median
@@ -22,7 +23,10 @@ P99_CALLS = 662
 
 @dataclass(frozen=True)
 class Timing:
-    """Bounds of one process per workload: both ``seconds`` and ``calls`` are reached, after both of the warm-up."""
+    """Bounds of one process per workload: both ``seconds`` and ``calls`` are reached, after both of the warm-up.
+
+    ``timeout_s`` ends a process that hangs; where a 99th percentile takes more calls it has as much more time.
+    """
 
     seconds: float = 1.0
     calls: int = 64
@@ -52,20 +56,29 @@ class Clock:
         self.memory: dict[Arm, list[float]] = {"baseline": [], "candidate": []}
 
     def __call__(self, arm: Arm, metrics: Sequence[str]) -> dict[str, float]:
-        """One fresh process of ``arm``."""
+        """One fresh process of ``arm``. `CheckError` for a candidate without finite vectors, `BundleError` for such a
+        baseline.
+        """
         side, timing = self.sides[arm], self._timing
         wanted = {metric.partition(" ")[0] for metric in metrics}
         tail = any(metric.endswith("p99") for metric in metrics)
         bounds = {key: getattr(timing, key) for key in ("seconds", "calls", "warm_seconds", "warm_calls")}
+        calls = max(timing.calls, P99_CALLS) if tail else timing.calls
+        patience = timing.timeout_s * max(1.0, calls / max(1, timing.calls))
         job = process.job(
             side.path,
             side.variant,
             [dict(point) for point in self._points if point["name"] in wanted],
             threads=self._threads,
             extra_work=timing.extra_work if arm == "candidate" else 0.0,
-            **{**bounds, "calls": max(timing.calls, P99_CALLS) if tail else timing.calls},
+            **{**bounds, "calls": calls},
         )
-        answer = process.measure(job, side.label, python=side.python, timeout_s=timing.timeout_s)
+        try:
+            answer = process.measure(job, side.label, python=side.python, timeout_s=patience)
+        except CheckError as error:
+            if arm == "baseline":
+                raise unusable(error) from error
+            raise
         times = {point["name"]: sorted(point.pop("times_ms")) for point in answer["points"]}
         self.answers.append(answer)
         if set(metrics) == set(self._all):  # with fewer workloads a process needs less memory
@@ -73,15 +86,28 @@ class Clock:
         return {metric: _value(times[metric.partition(" ")[0]], metric) for metric in metrics}
 
 
-def metrics(budget: Budget, points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def check_counts_alarms(budget: Budget) -> None:
+    """`RecipeError` for a limit on time whose failures would be no false alarms of a bundle against itself."""
+    for limit in budget.only(TERMS).limits:
+        if limit.relative and _allowed(limit) > 0:
+            continue
+        what = "asks for a gain" if limit.relative else "is on the time itself"
+        raise RecipeError(
+            f"{limit.text} {what}, and --aa counts how often a change is seen where there is none",
+            hint="give --aa the change that is allowed, such as p50<=+3%",
+        )
+
+
+def metrics(budget: Budget, spelled: frozenset[str], points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Every metric that the budget's limits on time need, with the change that is allowed; infinite where only its
     value is limited.
 
-    Times are limited for every workload, throughput for the largest batch alone.
+    Times are limited for every workload, throughput for the largest batch alone. There it stands for a p50 that is not
+    among the ``spelled`` terms: the default goes on for single calls.
     """
     found: dict[str, float] = {}
     for limit in budget.only(TERMS).limits:
-        for name in _names(limit, points):
+        for name in _names(limit, spelled, points):
             allowed = _allowed(limit) if limit.relative else math.inf
             found[name] = min(found.get(name, math.inf), allowed)
     if not found and budget.only(["memory"]).limits:
@@ -91,6 +117,7 @@ def metrics(budget: Budget, points: Sequence[Mapping[str, Any]]) -> dict[str, fl
 
 def rows(
     budget: Budget,
+    spelled: frozenset[str],
     compared: Mapping[str, Comparison],
     clock: Clock,
     points: Sequence[Mapping[str, Any]],
@@ -101,7 +128,7 @@ def rows(
     candidate, baseline = clock.sides["candidate"], clock.sides["baseline"]
     sides, found = (candidate, baseline), []
     for limit in budget.only(TERMS).limits:
-        for name in _names(limit, points):
+        for name in _names(limit, spelled, points):
             if limit.relative:
                 found.append(_relative_row(name, limit, compared[name], sides, hardware))
             else:
@@ -115,9 +142,13 @@ def rows(
     return found
 
 
-def _names(limit: Limit, points: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(limit: Limit, spelled: frozenset[str], points: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [str(point["name"]) for point in points]
-    return [f"{name} {limit.term}" for name in (names[-1:] if limit.term == "throughput" else names)]
+    if limit.term == "throughput":
+        names = names[-1:]
+    elif limit.term == "p50" and "p50" not in spelled and "throughput" in spelled:
+        names = names[:-1]
+    return [f"{name} {limit.term}" for name in names]
 
 
 def _allowed(limit: Limit) -> float:
@@ -143,22 +174,35 @@ def _relative_row(name: str, limit: Limit, found: Comparison, sides: tuple[Side,
     against = f"{figure_text('p50', ours)} a call against {figure_text('p50', theirs)} of {baseline.name}"
     change = f"{_percent(found.change)} [{_percent(found.low)}, {_percent(found.high)}] in time"
     said = f"{candidate.label}: {name} {against}, {change} over {found.pairs} pairs, hw {hardware}"
-    allowed = _percent(found.limit)
     look = ""
-    if found.status == "FAIL":
-        said += f": slower for sure (at least {_percent(found.bound)}, one-sided), and {allowed} is allowed."
-        look = "the audit's row lists operations that moved; compare engine versions and settings of both bundles"
-    elif found.status == "INCONCLUSIVE":
-        said += f": this machine cannot tell (half-width {100 * found.half_width:.1f} %, {allowed} is allowed)."
-        look = "run it on a quieter machine; `deploykit gate --aa` shows what this one can tell"
-    else:
+    if found.status == "PASS":
         said += f", inside {limit.text}."
+    else:
+        said += f": {_reason(found)}."
+        look = "run it on a quieter machine; `deploykit gate --aa` shows what this one can tell"
+    if found.status == "FAIL":
+        look = "the audit's row lists operations that moved; compare engine versions and settings of both bundles"
     figures = {
         **{key: getattr(found, key) for key in ("change", "low", "high", "bound", "half_width", "stage", "pairs")},
         "candidate_ms": list(found.candidate),
         "baseline_ms": list(found.baseline),
     }
     return Row(name, found.status, limit.text, said, look, figures)
+
+
+def _reason(found: Comparison) -> str:
+    """Why it does not pass. A limit of 0 or below asks for a gain, and what misses that need not be slower."""
+    gain = found.limit <= 0
+    wanted = f"{_percent(found.limit)} is {'demanded' if gain else 'allowed'}"
+    bound = f"at least {_percent(found.bound)}, one-sided"
+    if found.status == "FAIL":
+        return (
+            f"too small a gain for sure ({bound}), and {wanted}" if gain else f"slower for sure ({bound}), and {wanted}"
+        )
+    width = f"half-width {100 * found.half_width:.1f} %"
+    if not gain and found.change > found.limit:
+        return f"this machine cannot tell: that is more than is allowed, and not sure ({bound}; {width}, {wanted})"
+    return f"this machine cannot tell ({width}, {wanted})"
 
 
 def _absolute_row(name: str, limit: Limit, found: Comparison, items: int, alpha: float, candidate: Side) -> Row:

@@ -85,6 +85,7 @@ def test_a_bundle_against_itself(command, told, tmp_path):
         (["n"], "--baseline old.bundle"),
         (["n", "--aa", "0"], "--aa"),
         (["n", "--aa", "3", "--baseline", "o"], "--baseline means nothing with --aa"),
+        (["n", "--aa", "3", "--budget", "p50<=5ms"], "p50<=5ms is on the time itself"),
         (["n", "--baseline", "o", "--junit", "nowhere/r.xml"], "no folder 'nowhere'"),
         (["n", "--baseline", "o", "--summary", "github"], "GITHUB_STEP_SUMMARY is not set"),
         (["nothing.bundle", "--baseline", "o"], "the candidate 'nothing.bundle' is missing"),

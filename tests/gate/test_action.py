@@ -53,6 +53,12 @@ def test_what_is_given_is_handed_on_as_it_is(action):
     assert asked[asked.index("--baseline-digest") + 1] == "abcdef01"
 
 
+def test_the_baseline_may_have_an_interpreter_of_its_own(action):
+    assert "--baseline-python" not in action(0)[2]
+    _, _, asked = action(0, baseline_python="base/.venv/bin/python")
+    assert asked[asked.index("--baseline-python") + 1] == "base/.venv/bin/python"
+
+
 def test_no_input_is_pasted_into_the_script():
     described = yaml.safe_load((ROOT / ".github" / "actions" / "gate" / "action.yml").read_text())
     assert "${{" not in described["runs"]["steps"][0]["run"]
@@ -66,3 +72,7 @@ def test_the_workflow_uses_the_action_as_it_is():
     assert set(used["with"]) <= set(described["inputs"])
     needed = {name for name, entry in described["inputs"].items() if entry.get("required")}
     assert needed <= set(used["with"])
+    # What runs a bundle is as much a part of its speed as its files.
+    folder = used["with"]["baseline"].split("/")[0]
+    assert used["with"]["baseline-python"].startswith(f"{folder}/")
+    assert not used["with"]["command"].startswith(f"{folder}/")

@@ -224,7 +224,8 @@ def test_budget_files(tmp_path):
     path.write_text('[budget]\nlimits = "edge p50<=+5%"\n')
     assert str(library.limits(path)).startswith("drift<=0.03 p1>=0.93 task<=1.5 p50<=+5%")
     assert "memory<=+2%" in str(library.limits("p50<=4ms"))
-    assert "p50<=+3%" not in str(library.limits("throughput>=-3%"))
+    assert "p50<=+3%" not in str(library.limits("p99<=+3%"))
+    assert "p50<=+3%" in str(library.limits("throughput>=-3%"))
     for text, says in [("[budget]\nlimit = 'x'", "no budget.limits"), ("[budget", "cannot be read")]:
         path.write_text(text)
         with pytest.raises(RecipeError, match=says):
@@ -277,7 +278,8 @@ def test_a_pinned_baseline(bundles, judged):
     digest = Bundle.open(bundles()).digest
     new = bundles("careful", noise=0.02)
     assert judged(new, digest=digest[:12]).baseline.digest == digest
-    for wrong in ("0" * 64, digest[:7]):
+    assert judged(new, digest=f"SHA256:{digest.upper()}").status == "PASS"
+    for wrong in ("0" * 64, digest[:7], f"sha256:{digest[:7]}", "sha256:"):
         with pytest.raises(BundleError, match="is asked for"):
             judged(new, digest=wrong)
 
@@ -294,6 +296,10 @@ def test_another_machine_is_an_error(bundles, judged, clock, tmp_path):
     calibration.write_text("{}")
     with pytest.raises(InputError, match="no result of an A/A run"):
         judged(new, calibration=calibration)
+    for lacking in ({"hardware": {}}, {"hardware": "cafe"}, {"sentence": None}):
+        calibration.write_text(json.dumps({**stored, **lacking}))
+        with pytest.raises(InputError, match="does not say on which hardware"):
+            judged(new, calibration=calibration)
     clock.set((4.0, 20.0), (4.0, 20.0), hardware="deadbeef")
     with pytest.raises(MissingError, match=r"the audit was measured on hardware .*, and this is deadbeef"):
         judged(new)

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -73,6 +74,40 @@ def test_the_page_has_a_row_each_and_nothing_escapes_its_cell():
     assert "- 0 of 12 false alarms" in page
     assert "hw cafe0001" in page
     assert "seed 7" in page
+
+
+HOSTILE = "a`b\x1b[2J\x9b1m\u202e![x](https://evil.example/p) [y](z) *b* _i_ www.evil.example \ud800\nnext|"
+
+
+def test_no_name_becomes_markup_a_link_or_a_picture():
+    side = replace(SIDE, name=HOSTILE)
+    made = result(rows=(Row(HOSTILE, "FAIL", HOSTILE, HOSTILE, HOSTILE),), candidate=side, baseline=side)
+    hostile = replace(made, budget=HOSTILE, data=HOSTILE, noise=HOSTILE, notes=(HOSTILE,))
+    hostile = replace(hostile, hardware={"id": HOSTILE, "cpu": HOSTILE, "cores": 2})
+    noise = replace(aa_result(), subject=side, budget=HOSTILE, noise=HOSTILE, hardware=hostile.hardware)
+    for page in (outputs.markdown(hostile), outputs.aa_markdown(noise)):
+        page.encode()
+        assert all(c.isprintable() or c == "\n" for c in page)
+        outside = re.sub(r"(?<!\\)`[^`]*`", "", page)  # code spans
+        assert "evil" in outside
+        assert not re.search(r"(?<!\\)[`*_\[\]]", outside)
+        assert not re.search(r"(?<!\\)://|www\.e", outside)
+    title = outputs.markdown(hostile).splitlines()[0]
+    assert title.count("`") == 4
+
+
+def test_nothing_steers_a_terminal_or_the_reader_of_its_log():
+    command = "::stop-commands::x\n::add-mask::y ##[error]z"
+    side = replace(SIDE, name=HOSTILE)
+    made = result(rows=(Row(HOSTILE, "FAIL", "x", HOSTILE, command),), notes=(command,), candidate=side)
+    annotated = outputs.annotation(made)
+    for page in (text.render(made, 40), text.render_aa(replace(aa_result(), subject=side, noise=command)), annotated):
+        page.encode()
+        assert all(c.isprintable() or c == "\n" for c in page)
+    for page in (text.render(made, 40), text.render_aa(replace(aa_result(), noise=command))):
+        assert not any(line.lstrip().startswith("::") for line in page.splitlines())
+        assert "##[" not in page
+    assert annotated.count("\n") == 0
 
 
 def test_the_page_is_never_longer_than_a_summary_may_be():

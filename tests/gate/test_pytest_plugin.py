@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from deploykit.gate import Row
+from deploykit.pytest_plugin import _reasons
 from tests.gate import made
+from tests.gate.test_outputs import result
 
 EXAMPLE = Path(__file__).parents[1] / "example_project"
 # The clock is made up and facts come from the same process: what is tested is what the plugin does with a verdict.
@@ -74,6 +77,12 @@ def test_one_that_cannot_be_judged_is_skipped_with_the_reason(bundles, project):
     assert code == 0, out
     assert "1 skipped" in out
     assert "this machine cannot tell" in out
+
+
+def test_what_a_bundle_says_of_itself_does_not_steer_a_terminal():
+    reasons = _reasons(result(rows=(Row("audit", "FAIL", "", "runs \x1b[2Jon\x9b", "look\u202e"),)))
+    assert all(c.isprintable() or c == "\n" for c in reasons)
+    assert "runs" in reasons
 
 
 def test_drift_fails_before_any_clock_runs(bundles, project):
