@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploykit.budget import Budget, judge
+
+if TYPE_CHECKING:
+    from deploykit.drift import Drift
 
 REFERENCE_PRECISION = "fp32"
 DRIFT_TERMS = ("drift", "p1", "task")
@@ -24,7 +27,7 @@ class Candidate:
 
     ``figures`` are in the units of `deploykit.budget.TERMS`; ``low_ms`` and ``high_ms`` bound the median time.
     ``faults`` are sentences about drift that is outside the budget or cannot be told to be inside. ``asked`` False: it
-    was built to compare with, or by ``auto``.
+    was built to compare with, or by ``auto``. ``ran`` False: its device is not here, and only its numbers were checked.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Candidate:
     asked: bool
     partial: bool = False
     faults: tuple[str, ...] = ()
+    ran: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,21 @@ class Choice:
     def kept(self) -> tuple[str, ...]:
         """Names of the variants to hand over."""
         return tuple(decision.candidate.name for decision in self.decisions if decision.kept)
+
+
+def drift_faults(drift: Drift, budget: Budget) -> tuple[str, ...]:
+    """Why a drift is not inside the limits that the budget sets it; empty where it is, or where there are none.
+
+    A limit on what the data cannot show (``task`` without labels) counts only where nothing else was measured either.
+    """
+    from deploykit.drift import verdict
+
+    limited = budget.only(DRIFT_TERMS)
+    if not limited.limits:
+        return ()
+    judged = verdict(drift, limited)
+    missed = tuple(term.sentence for term in judged.terms if term.status not in ("PASS", "NOT MEASURED"))
+    return () if judged.status == "PASS" else missed or tuple(term.sentence for term in judged.terms)
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget, *, auto: bool) -> Choice:
@@ -99,10 +118,12 @@ def _of_target(candidates: Sequence[Candidate], budget: Budget, auto: bool) -> l
             decisions.append(Decision(c, True, "asked for, and inside the budget" if budget.limits else "asked for"))
         elif c.partial and not auto:
             decisions.append(Decision(c, True, "inside the budget, in the place of the whole"))
-        elif auto and "p50" not in c.figures:
+        elif auto and not c.ran:
             decisions.append(Decision(c, True, "inside the budget; not timed, as its device is not here"))
+        elif auto and "p50" not in c.figures:
+            decisions.append(Decision(c, False, "inside the budget, and was not timed"))
         elif best is not None:
-            decisions.append(Decision(c, False, _why_not(c, best)))
+            decisions.append(Decision(c, False, _why_not(c, best, inside)))
         else:
             decisions.append(Decision(c, False, "built to compare with"))
     return decisions
@@ -116,28 +137,37 @@ def _faults(candidate: Candidate, budget: Budget, baseline: Mapping[str, float] 
 
 
 def _best(inside: Sequence[Candidate]) -> Candidate | None:
-    """The fastest; of those whose intervals do not tell them apart from it, the one that drifts least."""
+    """The fastest; of those that the clock cannot tell apart from it, the one that drifts least."""
+    return min(_fastest(inside), key=lambda c: (c.figures.get("drift", 0.0), c.figures["p50"]), default=None)
+
+
+def _fastest(inside: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no other one is faster than with its whole interval; the intervals of any two of them overlap."""
     timed = [c for c in inside if "p50" in c.figures]
-    if not timed:
-        return None
-    fastest = min(timed, key=lambda c: c.figures["p50"])
-    equal = [c for c in timed if c.low_ms <= fastest.high_ms and fastest.low_ms <= c.high_ms]
-    return min(equal, key=lambda c: (c.figures.get("drift", 0.0), c.figures["p50"]))
+    return [c for c in timed if c.low_ms <= min(other.high_ms for other in timed)]
 
 
 def _why_best(best: Candidate, inside: Sequence[Candidate]) -> str:
     others = [c for c in inside if c is not best and "p50" in c.figures]
     if not others:
         return "the only one inside the budget"
-    equal = [c.name for c in others if c.low_ms <= best.high_ms and best.low_ms <= c.high_ms]
+    equal = [c for c in _fastest(inside) if c is not best]
     if equal:
-        return f"as fast as {', '.join(equal)} within the intervals, and drifts less"
+        less = ", and drifts less" if all(_drifts_more(c, best) for c in equal) else ""
+        return f"as fast as {', '.join(c.name for c in equal)} within the intervals{less}"
     second = min(others, key=lambda c: c.figures["p50"])
     return f"the fastest inside the budget: {second.figures['p50'] / best.figures['p50']:.2f}x as fast as {second.name}"
 
 
-def _why_not(candidate: Candidate, best: Candidate) -> str:
-    ratio = candidate.figures["p50"] / best.figures["p50"]
-    if candidate.low_ms <= best.high_ms and best.low_ms <= candidate.high_ms:
-        return f"inside the budget, no faster than {best.name} within the intervals, and drifts more"
-    return f"inside the budget, {ratio:.2f}x the time of {best.name}"
+def _why_not(candidate: Candidate, best: Candidate, inside: Sequence[Candidate]) -> str:
+    equal = _fastest(inside)
+    if candidate in equal:
+        more = ", and drifts more" if _drifts_more(candidate, best) else ""
+        return f"inside the budget, no faster than {best.name} within the intervals{more}"
+    faster = best if best.high_ms < candidate.low_ms else min(equal, key=lambda c: c.high_ms)
+    ratio = candidate.figures["p50"] / faster.figures["p50"]
+    return f"inside the budget, {ratio:.2f}x the time of {faster.name}"
+
+
+def _drifts_more(one: Candidate, other: Candidate) -> bool:
+    return one.figures.get("drift", 0.0) > other.figures.get("drift", 0.0)

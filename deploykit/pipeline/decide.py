@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.budget import Budget
-from deploykit.drift import Drift, verdict
+from deploykit.drift import Drift
 from deploykit.errors import CheckError
-from deploykit.pipeline.choose import DRIFT_TERMS, REFERENCE_PRECISION, Candidate, Choice, choose
+from deploykit.pipeline.choose import DRIFT_TERMS, REFERENCE_PRECISION, Candidate, Choice, choose, drift_faults
 from deploykit.pipeline.store import Artifact
 from deploykit.recipe import AUTO, Recipe
 
@@ -33,7 +33,7 @@ def decide(recipe: Recipe, artifacts: Artifacts, refused: Sequence[dict[str, Any
     choice = choose(candidates, budget, auto=auto)
     rows = tuple(decision.row() for decision in choice.decisions)
     if candidates and not choice.kept:
-        raise BudgetError(recipe.budget.limits, rows)
+        raise BudgetError(recipe.budget.limits, rows, _tried(artifacts))
     over = [_refusal(d.candidate.name, d.reason) for d in choice.decisions if d.refused]
     over += [_refusal(f"{target}-{AUTO}", "nothing is inside the budget") for target in choice.empty_targets if auto]
     gone = {c.name for c in candidates} - set(choice.kept)
@@ -44,15 +44,29 @@ def decide(recipe: Recipe, artifacts: Artifacts, refused: Sequence[dict[str, Any
 
 
 class BudgetError(CheckError):
-    """Nothing that was built is inside the budget; ``rows`` hold the figures of all of it."""
+    """Nothing that was built is inside the budget; ``rows`` hold the figures of all of it, a search's trials too."""
 
-    def __init__(self, budget: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, budget: str, rows: Sequence[Mapping[str, Any]], tried: Sequence[Mapping[str, Any]] = ()) -> None:
         reasons = "; ".join(f"{row['variant']}: {row['reason']}" for row in rows)
         super().__init__(
             f"nothing is inside the budget '{budget}' ({reasons})",
             hint="widen the budget, or give more calibration data; no bundle was written",
         )
-        self.rows = tuple(rows)
+        self.rows = (*rows, *tried)
+
+
+def _tried(artifacts: Artifacts) -> list[dict[str, Any]]:
+    """A row for each set of kinds that a search put back to float."""
+    rows = []
+    for name, found in artifacts.items():
+        for trial in found.metadata.get("trials", ()) if name.startswith("search:") else ():
+            if trial["keep"]:
+                figures = {key: trial[key] for key in ("drift", "p1", "task") if key in trial}
+                reason = f"tried, with {', '.join(trial['keep'])} in float: not inside the budget"
+                rows.append(
+                    {"variant": f"{name.partition(':')[2]}-partial", "kept": False, "reason": reason, **figures}
+                )
+    return rows
 
 
 def _candidates(recipe: Recipe, artifacts: Artifacts, budget: Budget) -> list[Candidate]:
@@ -75,11 +89,13 @@ def _candidate(
         drift = Drift.from_json(verified["drift"])
         figures |= drift.terms
         # The reference judged by itself has nothing to prove, however few the inputs are.
-        if limited.limits and compiled["precision"] != REFERENCE_PRECISION:
-            terms = verdict(drift, limited).terms
-            faults = tuple(term.sentence for term in terms if term.status not in ("PASS", "NOT MEASURED"))
+        if compiled["precision"] != REFERENCE_PRECISION:
+            faults = drift_faults(drift, limited)
     elif limited.limits:
         faults = ("its drift could not be measured: there is no evaluation data",)
+    searched = artifacts[f"search:{name}"].metadata if f"search:{name}" in artifacts else {}
+    if faults and searched.get("nothing"):
+        faults = (*faults, searched["nothing"])
     return Candidate(
         name=name,
         target=compiled["target"],
@@ -90,6 +106,7 @@ def _candidate(
         asked=compiled["precision"] in recipe.variants.precisions and not _is_partial(name),
         partial=_is_partial(name),
         faults=faults,
+        ran="checked_on" not in verified["proof"],
     )
 
 
@@ -112,20 +129,16 @@ def _size(folder: Path, pattern: str) -> int:
 def _failures(
     recipe: Recipe, refused: Sequence[dict[str, Any]], choice: Choice
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Failures of what was asked for, and rows for those of candidates that nobody asked for by name.
-
-    A search that found nothing has said so already in the row of its variant.
-    """
+    """Failures of what was asked for, and rows for those of candidates that nobody asked for by name."""
     still, lost = [], []
     for item in refused:
-        if item["step"].startswith("search:") and choice.kept:
-            continue
         precisions = [p for p in recipe.variants.precisions if p != AUTO]
         asked = any(item["variant"].endswith(f"-{p}") or item["step"].startswith(f"lower:{p}") for p in precisions)
         if asked or not choice.kept:
             still.append(item)
         else:
-            lost.append({"variant": item["variant"], "kept": False, "reason": f"not built: {item['reason']}"})
+            name = item["variant"] + ("-partial" if item["step"].startswith("search:") else "")
+            lost.append({"variant": name, "kept": False, "reason": f"not built: {item['reason']}"})
     return still, lost
 
 

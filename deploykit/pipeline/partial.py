@@ -8,6 +8,7 @@ they go back in that order until the budget holds.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +22,13 @@ from deploykit.errors import CheckError, DeploykitError
 from deploykit.graph import prove
 from deploykit.measure import latency
 from deploykit.pipeline import samples, selftest_data, variants
-from deploykit.pipeline.choose import DRIFT_TERMS
+from deploykit.pipeline.choose import DRIFT_TERMS, drift_faults
 from deploykit.precisions import Task
 from deploykit.runtime.engines import EngineOptions, open_engine
 
 if TYPE_CHECKING:
     from deploykit.drift import Drift
+    from deploykit.quantize.products import Product
 
 # More groups than these are joined with their neighbours: each costs a quantization.
 _MOST_GROUPS = 16
@@ -53,26 +55,32 @@ class Trial:
 
 
 class Search:
-    """Builds and judges trials below ``out`` for one target and precision."""
+    """Builds and judges trials below ``out`` for one target and precision.
+
+    ``trials`` are those that were judged, ``not_built`` the others: what was to go back to float, and why it could not.
+    """
 
     def __init__(self, options: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> None:
-        self._options, self._inputs, self._out = options, inputs, out
+        self._options, self._inputs = options, inputs
         self._module = registry.module("precisions", options["precision"])
         self._chosen = settings.read(self._module.Options, options["options"], options["precision"])
         self._budget = Budget.parse(options["budget"]).only(DRIFT_TERMS)
         self._card = variants.read_card(inputs["export"])
         calibration = [case.feeds for case in prove.read_cases(inputs["samples"], samples.CALIBRATION)]
         self._task = Task(inputs["export"] / "model.onnx", self._card, options["form"], calibration)
+        self._places = (out / f"trial{i}" for i in itertools.count())
         self.trials: list[Trial] = []
+        self.not_built: list[dict[str, Any]] = []
 
     def groups(self) -> list[tuple[str, ...]]:
-        """The kinds of products in the order of the graph, neighbours joined where there are many."""
+        """The kinds that were quantized, in the order of the graph, neighbours joined where there are many."""
         import onnx_ir as ir
 
         from deploykit.quantize import products
 
-        kinds = list(dict.fromkeys(product.kind for product in products.find(ir.load(self._task.model))))
-        kinds = [kind for kind in kinds if kind not in products.select(self._chosen.keep, kinds)]
+        lowered = variants.compiled_facts(self._options["name"], self._inputs)["lowered"]
+        quantized = lowered.get("kinds", lowered["quantized"])
+        kinds = [kind for kind in _kinds(products.find(ir.load(self._task.model))) if kind in quantized]
         size = -(-len(kinds) // _MOST_GROUPS)
         return [tuple(kinds[i : i + size]) for i in range(0, len(kinds), size)]
 
@@ -82,7 +90,7 @@ class Search:
 
     def build(self, keep: tuple[str, ...]) -> Trial:
         """Lower with these kinds in float, compile, and measure the drift."""
-        folder = self._out / f"trial{len(self.trials)}"
+        folder = next(self._places)
         lowered, compiled = folder / "lowered", folder / "compiled"
         lowered.mkdir(parents=True)
         compiled.mkdir()
@@ -108,8 +116,6 @@ class Search:
         return timed
 
     def _judge(self, keep: tuple[str, ...], artifact: Path, engine_settings: Mapping[str, Any]) -> Trial:
-        from deploykit.drift import verdict
-
         engine = open_engine(self._options["target"], artifact, self._card, engine_settings, EngineOptions())
         try:
             output = self._card.embedding.output
@@ -118,35 +124,42 @@ class Search:
             engine.close()
         if found is None:
             raise CheckError("there is no data to measure drift on", hint="give some with --calibration DATA")
-        trial = Trial(keep, found, verdict(found, self._budget).status == "PASS", artifact, engine_settings)
+        trial = Trial(keep, found, not drift_faults(found, self._budget), artifact, engine_settings)
         self.trials.append(trial)
         return trial
 
 
 def search(options: Mapping[str, Any], inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Search; ``keep`` in the result is empty where the whole is inside the budget already.
+    """Search; ``keep`` in the result is empty where the whole is inside the budget already, or where nothing is.
 
-    Raises `CheckError` when no choice is inside: what is left in int8 then saves nothing.
+    ``nothing`` then says so: what is left in the low precision saves nothing. The result tells of every trial.
     """
+    if not variants.ran_here(options["name"], inputs):
+        nothing = f"no partial {options['precision']} of {options['target']} was searched for: its device is not here"
+        return {"keep": [], "nothing": nothing, "notes": [nothing]}
     look = Search(options, inputs, out)
     full = look.full()
     if full.inside:
-        return {"keep": [], "notes": ["full int8 is inside the budget"]}
+        return {"keep": [], "notes": [f"full {options['precision']} is inside the budget"]}
     try:
         chosen, ranking = _put_back(look, full)
     finally:
         for folder in out.glob("trial*"):
             shutil.rmtree(folder)
-    found = {"keep": list(chosen.keep), "ranking": ranking, "trials": [trial.row() for trial in look.trials]}
+    found = {"ranking": ranking, "trials": [trial.row() for trial in look.trials], "not_built": look.not_built}
     (out / "search.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    kept = ", ".join(chosen.keep)
-    return {**found, "notes": [f"full int8 breaks the budget; back in float: {kept}"]}
+    lost = [f"not built with {', '.join(row['keep'])} in float: {row['reason']}" for row in look.not_built]
+    if chosen is None:
+        nothing = _nothing(look)
+        return {**found, "keep": [], "nothing": nothing, "notes": [nothing, *lost]}
+    note = f"full {options['precision']} breaks the budget; back in float: {', '.join(chosen.keep)}"
+    return {**found, "keep": list(chosen.keep), "notes": [note, *lost]}
 
 
-def _put_back(look: Search, full: Trial) -> tuple[Trial, list[dict[str, Any]]]:
+def _put_back(look: Search, full: Trial) -> tuple[Trial | None, list[dict[str, Any]]]:
     """The first set of kinds that is inside the budget, in order of what they save per millisecond; and the ranking."""
     groups = look.groups()
-    alone = _built(look, groups)
+    alone = [trial for group in groups if (trial := _built(look, group)) is not None]
     full, *alone = look.time([full, *alone])
     ranking = _rank(full, alone)
     enough = [trial for trial in alone if trial.inside]
@@ -154,31 +167,38 @@ def _put_back(look: Search, full: Trial) -> tuple[Trial, list[dict[str, Any]]]:
         return min(enough, key=lambda trial: trial.p50_ms), ranking
     keep: tuple[str, ...] = ()
     for row in ranking:
-        keep = (*keep, *row["kinds"])
-        if len(keep) == sum(map(len, groups)):
+        more = (*keep, *row["kinds"])
+        if len(more) == sum(map(len, groups)):
             break
-        if keep in {trial.keep for trial in alone}:
-            continue
-        trial = look.build(keep)
-        if trial.inside:
-            return look.time([full, trial])[1], ranking
+        if more not in {trial.keep for trial in alone}:
+            trial = _built(look, more)
+            if trial is None:
+                continue
+            if trial.inside:
+                return look.time([full, trial])[1], ranking
+        keep = more
+    return None, ranking
+
+
+def _nothing(look: Search) -> str:
     best = min(look.trials, key=lambda trial: trial.drift.terms["drift"])
-    raise CheckError(
+    return (
         f"no partial {look._options['precision']} of {look._options['target']} is inside the budget: the best of "
-        f"{len(look.trials)} has drift {best.drift.terms['drift']:.4f}",
-        hint="widen the budget, give more and better calibration data, or take a higher precision",
+        f"{len(look.trials)} has drift {best.drift.terms['drift']:.4f}"
     )
 
 
-def _built(look: Search, groups: Iterable[tuple[str, ...]]) -> list[Trial]:
-    """A trial for each group; one that cannot be built is left out."""
-    trials = []
-    for group in groups:
-        try:
-            trials.append(look.build(group))
-        except DeploykitError:
-            continue
-    return trials
+def _built(look: Search, keep: tuple[str, ...]) -> Trial | None:
+    """A trial with these kinds in float; None for one that cannot be built, which is written down with its reason."""
+    try:
+        return look.build(keep)
+    except DeploykitError as error:
+        look.not_built.append({"keep": list(keep), "reason": error.message})
+        return None
+
+
+def _kinds(products: Iterable[Product]) -> list[str]:
+    return list(dict.fromkeys(product.kind for product in products))
 
 
 def _rank(full: Trial, alone: Sequence[Trial]) -> list[dict[str, Any]]:

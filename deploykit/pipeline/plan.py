@@ -286,7 +286,7 @@ def _measure_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:
         packages=_ENGINE_PACKAGES,
         hardware=fingerprint.machine()["id"],
         timeout_s=recipe.export.timeout_s,
-        required=False,
+        required=AUTO in recipe.variants.precisions,  # what was not timed cannot be chosen by its time
     )
     return measuring(step, [variant.name for variant in wanted])
 

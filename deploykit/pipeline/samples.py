@@ -66,14 +66,15 @@ def write(options: Mapping[str, Any], card: Card, exported: Path, reference: Ref
     preprocessor = open_preprocessor(card, exported)
     count = options["calibration_samples"] if options["calibrates"] else 0
     given = _readable(given[0], options, preprocessor, notes), given[1]
-    calibration, how = _calibration(given[0], count, preprocessor, reference)
+    open_to = _open_to_calibration(given[0]) if given[1] is None else list(range(len(given[0])))
+    calibration, how = _calibration(given[0], open_to, count, preprocessor, reference)
     evaluation = _evaluation(given, calibration, options["evaluation_samples"], preprocessor, notes)
     alone = [preprocessor.collate([item]) for item in calibration.items]
     write_cases([Case(_sizes(card, feeds), feeds, np.empty(0)) for feeds in alone], out, CALIBRATION)
     batches = _batches(evaluation.items, card, preprocessor)
     write_cases([_answered(card, feeds, reference) for _, feeds in batches], out, EVALUATION)
     order = [place for places, _ in batches for place in places]
-    _write_inputs(evaluation, order, out)
+    _write_inputs(evaluation, order, out, notes)
     sweep = _sweep(card, given[0], preprocessor)
     write_cases([_answered(card, feeds, reference) for feeds in sweep], out, LENGTHS)
     return {
@@ -148,10 +149,19 @@ def _readable(dataset: Dataset, options: Mapping[str, Any], preprocessor: Prepro
     return dataset.subset(kept)
 
 
-def _calibration(dataset: Dataset, count: int, preprocessor: Preprocessor, reference: Reference) -> tuple[Chosen, str]:
+def _open_to_calibration(dataset: Dataset) -> list[int]:
+    """The inputs of which some may be calibrated on: all, but of scored pairs every second one is held out whole."""
+    held = {place for a, b, _ in (dataset.pairs or ())[1::2] for place in (a, b)}
+    left = [place for place in range(len(dataset)) if place not in held]
+    return left if min(len(left), len(held)) >= _TOO_FEW_HELD_OUT else list(range(len(dataset)))
+
+
+def _calibration(
+    dataset: Dataset, open_to: Sequence[int], count: int, preprocessor: Preprocessor, reference: Reference
+) -> tuple[Chosen, str]:
     if not count:
         return Chosen(dataset, [], []), "none"
-    pool = coverage.evenly(20 * count, len(dataset))
+    pool = [open_to[i] for i in coverage.evenly(20 * count, len(open_to))]
     items = _items(preprocessor, dataset, pool)
 
     def embed(places: Sequence[int]) -> np.ndarray:
@@ -257,7 +267,7 @@ def _sizes(card: Card, feeds: Feeds) -> dict[str, int]:
     return {axis: n for shape, have in pairs for axis, n in zip(shape, have, strict=True) if isinstance(axis, str)}
 
 
-def _write_inputs(evaluation: Chosen, order: Sequence[int], out: Path) -> None:
+def _write_inputs(evaluation: Chosen, order: Sequence[int], out: Path, notes: list[str]) -> None:
     """What was evaluated, in the order of the cases' rows: for people (text or file), and its labels and scores."""
     dataset = evaluation.dataset
     rank = {evaluation.places[place]: row for row, place in enumerate(order)}
@@ -268,7 +278,14 @@ def _write_inputs(evaluation: Chosen, order: Sequence[int], out: Path) -> None:
     if dataset.labels is not None:
         kept["labels"] = [_plain(dataset.labels[evaluation.places[place]]) for place in order]
     if dataset.pairs is not None:
-        kept["pairs"] = [(rank[a], rank[b], score) for a, b, score in dataset.pairs if a in rank and b in rank]
+        pairs = [(rank[a], rank[b], score) for a, b, score in dataset.pairs if a in rank and b in rank]
+        if pairs:
+            kept["pairs"] = pairs
+        else:
+            notes.append(
+                f"no scored pair of '{dataset.name}' has both its inputs left to judge by: the task is not measured. "
+                "Give more pairs, or evaluation data of its own (--evaluation FILE)"
+            )
     (out / "inputs.json").write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
 
 

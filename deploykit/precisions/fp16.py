@@ -92,12 +92,19 @@ def to_arithmetic(
 
 def measured_ranges(model: ir.Model, task: Task) -> Ranges:
     """The ranges of a model's values on the calibration batches; on seeded inputs where there are none."""
+    import onnx_ir as ir
+
     from deploykit.graph import ranges
+    from deploykit.quantize.qdq import fold_weights
 
     feeds: Sequence[Feeds] = task.calibration or ranges.seeded_inputs(model, task.card)
     rows = sum(len(next(iter(batch.values()))) for batch in feeds)
     kind = "calibration inputs" if task.calibration else "seeded inputs (no calibration data was given)"
-    return ranges.measure(model, feeds, f"{rows} {kind}")
+    probe = ir.from_proto(ir.to_proto(model))
+    weights = fold_weights(probe)
+    found = ranges.measure(probe, feeds, f"{rows} {kind}")
+    constant = {name: float(np.abs(array).max(initial=0.0)) for name, array in weights.items()}
+    return ranges.Ranges({**found.largest, **constant}, found.source)
 
 
 def weight_bytes(model: ir.Model) -> int:

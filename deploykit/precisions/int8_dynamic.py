@@ -16,6 +16,7 @@ Kernels of x86 CPUs without VNNI add two products of 8 bits in 16 and saturate; 
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ _BLOCK = 128
 # The first version with 8-bit kernels of MatMulNBits on both x86 (from 1.22 on) and ARM.
 _BLOCKWISE_PACKAGES = {"onnxruntime": ">=1.23"}
 _INT8_COMPUTE = 4
+_SCALED_BIAS = "its bias is multiplied by a beta other than 1"
 _BATCH_NOTE = (
     "a vector changes with the other inputs of its batch, by about as much as int8 costs: activations are rounded "
     "with one range for the whole batch"
@@ -109,7 +111,9 @@ def lower(task: Task, options: Options, out: Path) -> dict[str, Any]:
         model.opset_imports[_DOMAIN] = 1
     tidy(model)
     save(ir.to_proto(model), out / "model.onnx")
-    return _facts(task.model, out / "model.onnx", options, done)
+    changed = {*done.dynamic, *done.blockwise}
+    kinds = Counter(product.kind for product in products if product.node in changed)
+    return _facts(task.model, out / "model.onnx", options, done) | {"kinds": dict(kinds)}
 
 
 def _nothing(convolutions: int) -> RecipeError:
@@ -184,7 +188,7 @@ def _quantize(model: ir.Model, products: Sequence[Product], options: Options, do
         weight = constant_of(node.inputs[1])
         assert weight is not None
         scaled = _scaled(node, weight)
-        reason = "named in keep" if product.node in keep else "" if scaled is not None else "its bias is no constant"
+        reason = "named in keep" if product.node in keep else "" if scaled is not None else _SCALED_BIAS
         if scaled is None or reason:
             done.kept[product.node] = reason
         elif not np.isfinite(scaled).all():
@@ -198,7 +202,7 @@ def _quantize(model: ir.Model, products: Sequence[Product], options: Options, do
 
 
 def _scaled(node: ir.Node, weight: np.ndarray) -> np.ndarray | None:
-    """The weight as [in, out] with a Gemm's alpha in it; None for a Gemm whose bias cannot become an Add."""
+    """The weight as [in, out] with a Gemm's alpha in it; None for a Gemm that scales its bias."""
     if node.op_type == "MatMul":
         return weight
     alpha, beta, transposed = (_attribute(node, name, default) for name, default in _GEMM)

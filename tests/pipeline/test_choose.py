@@ -103,9 +103,38 @@ def test_auto_never_takes_what_measured_slower_than_another_inside(seed):
         assert not any(other.high_ms < t.low_ms for t in taken for other in inside)
 
 
-def test_what_could_not_be_timed_here_is_kept_beside_the_fastest():
+def untimed(**more):
+    figures = {"size": 9.0}
+    return Candidate("tensorrt-fp16", "tensorrt", "fp16", figures, float("nan"), float("nan"), asked=False, **more)
+
+
+def test_what_could_not_run_here_is_kept_beside_the_fastest():
     timed = candidate("fp32", 4.0, target="tensorrt")
-    untimed = Candidate("tensorrt-fp16", "tensorrt", "fp16", {"size": 9.0}, float("nan"), float("nan"), asked=False)
-    decided = choose([timed, untimed], Budget(()), auto=True)
+    decided = choose([timed, untimed(ran=False)], Budget(()), auto=True)
     assert set(decided.kept) == {"tensorrt-fp32", "tensorrt-fp16"}
-    assert choose([untimed], Budget(()), auto=True).kept == ("tensorrt-fp16",)
+    assert choose([untimed(ran=False)], Budget(()), auto=True).kept == ("tensorrt-fp16",)
+
+
+def test_what_ran_and_was_not_timed_is_not_taken_by_auto():
+    found = choose([untimed()], Budget(()), auto=True)
+    assert found.kept == ()
+    assert reasons(found)["tensorrt-fp16"] == (False, "inside the budget, and was not timed")
+
+
+def test_more_and_less_drift_are_only_claimed_where_they_are():
+    equal = [candidate("bf16", 4.05, drift=0.005, half=0.03), candidate("int8", 4.0, drift=0.005, half=0.03)]
+    said = reasons(choose(equal, NONE, auto=True))
+    assert said["openvino-int8"] == (True, "as fast as openvino-bf16 within the intervals")
+    assert said["openvino-bf16"] == (False, "inside the budget, no faster than openvino-int8 within the intervals")
+    more = [candidate("bf16", 4.05, drift=1e-5, half=0.03), candidate("int8", 4.0, drift=0.005, half=0.03)]
+    assert reasons(choose(more, NONE, auto=True))["openvino-int8"][1].endswith("within the intervals, and drifts more")
+
+
+def test_a_wide_interval_is_not_taken_for_one_that_reaches_below_a_sharp_one():
+    """The noisy one reaches down to the fastest, which is noisy too, and is slower than the sharp one for certain."""
+    fastest = Candidate("a", "openvino", "int8", {"p50": 2.0, "drift": 0.01}, 1.0, 3.0, False)
+    sharp = Candidate("b", "openvino", "bf16", {"p50": 2.1, "drift": 0.005}, 2.09, 2.11, False)
+    noisy = Candidate("c", "openvino", "fp32", {"p50": 4.0, "drift": 0.0}, 2.9, 5.0, False)
+    found = choose([fastest, sharp, noisy], NONE, auto=True)
+    assert found.kept == ("b",)
+    assert reasons(found)["c"] == (False, "inside the budget, 1.90x the time of b")

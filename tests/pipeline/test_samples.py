@@ -128,6 +128,27 @@ def test_labels_and_scored_pairs_come_along(exported, tmp_path):
     assert (known["inputs"][a], known["inputs"][b]) == (f"cat number {score:.0f}", f"dog number {score:.0f}")
 
 
+def test_pairs_of_which_inputs_are_calibrated_on_leave_whole_pairs_to_judge_by(exported, tmp_path):
+    rows = tmp_path / "pairs.tsv"
+    rows.write_text("".join(f"{i}\tcat number {i}\tthe red dog number {i}\n" for i in range(100)))
+    facts = write(exported, tmp_path / "out", calibration=f"{rows}#a=2,b=3,score=1", calibration_samples=300)
+    known = samples.read_inputs(tmp_path / "out")
+    assert facts["calibration"]["samples"] == 100
+    assert {score for _, _, score in known["pairs"]} == set(range(1, 100, 2))
+    assert facts["notes"] == []
+
+
+def test_where_no_pair_is_left_whole_that_is_said(exported, tmp_path):
+    rows = tmp_path / "pairs.tsv"
+    rows.write_text("".join(f"{i}\tthe one question\tdog number {i}\n" for i in range(60)))
+    facts = write(exported, tmp_path / "out", calibration=f"{rows}#a=2,b=3,score=1", calibration_samples=20)
+    known = samples.read_inputs(tmp_path / "out")
+    taken = {case.feeds["input_ids"].tobytes() for case in read_cases(tmp_path / "out", samples.CALIBRATION)}
+    assert len(taken) == 20
+    assert ("pairs" in known) != any("no scored pair" in note for note in facts["notes"])
+    assert known.get("pairs") != []
+
+
 def test_data_of_another_modality_is_refused(exported, tmp_path):
     with pytest.raises(InputError, match="the encoder takes text, and 'builtin:tones' holds audio"):
         write(exported, tmp_path / "out", calibration="builtin:tones")

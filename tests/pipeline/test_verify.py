@@ -1,6 +1,7 @@
 """The verify step must notice an engine that is right one batch at a time and wrong with several in flight."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +90,9 @@ def test_without_its_device_a_variant_is_proven_by_the_check_and_says_so(verify,
     assert found["proof"]["cases"] == 3
     assert found["effective"]["device"] == "not run here"
     assert "not run on its own device here: no NVIDIA GPU" in found["notes"][0]
+    # What the checker does with several batches in flight says nothing about the engine that it stands for.
+    monkeypatch.setattr(target, "check_engine", lambda artifact, card, settings: Checker(0.005))
+    assert verify(0.0)["proof"] == found["proof"]
 
 
 def test_what_was_only_checked_is_not_timed(tmp_path):
@@ -97,3 +101,16 @@ def test_what_was_only_checked_is_not_timed(tmp_path):
         (tmp_path / name / "artifact.json").write_text(json.dumps({"metadata": {"proof": proof}}))
     inputs = {f"verify:{name}": tmp_path / name for name in ("ran", "checked")}
     assert [name for name in ("ran", "checked") if variants.ran_here(name, inputs)] == ["ran"]
+
+
+def test_the_length_that_gives_no_number_is_the_one_that_is_named():
+    card = SimpleNamespace(embedding=SimpleNamespace(output="y"))
+    vectors = np.ones((2, 4), np.float32)
+    cases = [Case({"length": length}, {"x": vectors * length}, vectors) for length in (1, 2, 3, 4)]
+
+    def run(feeds):
+        length = int(feeds["x"][0, 0])
+        return {"y": {2: vectors * [1, 1, 1, 0.9], 3: vectors * np.nan}.get(length, vectors)}
+
+    with pytest.raises(ProofError, match=r"it is wrong at length 3: mean cosine nan to fp32 there, 1\.0000 at most"):
+        variants._lengths(SimpleNamespace(run=run), card, cases, "it")
