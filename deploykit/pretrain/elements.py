@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deploykit.errors import RecipeError
 from deploykit.pretrain.draws import Draws
+
+_FLAT = 1e-3
+"""A patch whose numbers vary less shows nothing: silence around a sound, the paper around a digit."""
 
 
 class Input(NamedTuple):
@@ -56,16 +60,25 @@ class Patches:
     def split(self, given: Input) -> Tensor:
         """Elements [batch, length, outputs]."""
         (channels, _, _), (rows, columns), (tall, wide) = self.shape, self.grid, self.patch
+        if tuple(given.values.shape[2:]) != self.shape[1:]:
+            raise RecipeError(
+                f"views of {given.values.shape[2]} x {given.values.shape[3]} have other patches than the input",
+                hint="leave modality.view_size out, or use an encoder of convolutions",
+            )
         cut = given.values.reshape(-1, channels, rows, tall, columns, wide)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, channels * tall * wide)
 
     def hideable(self, elements: Tensor, valid: Tensor | None) -> Tensor:
-        """Which elements may be masked, bool [batch, length]."""
-        return torch.ones(elements.shape[:2], dtype=torch.bool, device=elements.device)
+        """Which elements may be masked, bool [batch, length]: flat ones are not, there is nothing to tell of them."""
+        return elements.float().var(-1) > _FLAT
 
     def hide(self, elements: Tensor, hidden: Tensor, draws: Draws) -> Tensor:
-        """Elements with the hidden ones set to the mean of the data, which is 0."""
-        return elements.masked_fill(hidden.unsqueeze(-1), 0.0)
+        """Elements with all the hidden ones blank."""
+        return self.blanked(elements, hidden)
+
+    def blanked(self, elements: Tensor, places: Tensor) -> Tensor:
+        """Elements with some set to the mean of the data, which is 0."""
+        return elements.masked_fill(places.unsqueeze(-1), 0.0)
 
     def score(self, prediction: Tensor, elements: Tensor, *, normalized: bool = True) -> Tensor:
         """Squared error [batch, length]; ``normalized``: to patches of mean 0 and variance 1 (arXiv:2111.06377)."""
@@ -125,6 +138,10 @@ class Tokens:
         changed = torch.where(draw < 0.8, torch.full_like(elements, self.blank), elements)
         changed = torch.where((draw >= 0.8) & (draw < 0.9), other, changed)
         return torch.where(hidden, changed, elements)
+
+    def blanked(self, elements: Tensor, places: Tensor) -> Tensor:
+        """Ids with some of them blank."""
+        return elements.masked_fill(places, self.blank)
 
     def score(self, prediction: Tensor, elements: Tensor, *, normalized: bool = True) -> Tensor:
         """Cross entropy [batch, length]."""

@@ -19,6 +19,14 @@ _BATCH = 256
 
 
 @dataclass(frozen=True)
+class _Bank:
+    """What one encoder makes of the probe's data: encoded and solved once, asked as often as there are sets."""
+
+    vectors: Tensor
+    plane: probe.Plane | None
+
+
+@dataclass(frozen=True)
 class Judge:
     """``bank`` is what probes learn from, ``query`` what they are asked; ``test`` comes once, at the end."""
 
@@ -30,29 +38,40 @@ class Judge:
 
     def figures(self, encoder: nn.Module | None) -> dict[str, Any]:
         """Accuracies in percent on the held-out part, their count, and the effective rank; None: the raw input."""
-        bank, query = self._vectors(encoder, self.bank), self._vectors(encoder, self.query)
-        rank = probe.effective_rank(query if len(query) >= len(bank) else bank[:2000])
-        found: dict[str, Any] = {"effective_rank": round(rank, 2), "dim": bank.shape[1]}
+        return self._held_out(encoder, self._bank(encoder))
+
+    def final(self, encoder: nn.Module | None) -> dict[str, dict[str, Any]]:
+        """As `figures` under ``held_out``, and the same on the test data, which is empty where there are none."""
+        bank = self._bank(encoder)
+        return {"held_out": self._held_out(encoder, bank), "test": self._test(encoder, bank)}
+
+    def _held_out(self, encoder: nn.Module | None, bank: _Bank) -> dict[str, Any]:
+        query = self._vectors(encoder, self.query)
+        rank = probe.effective_rank(query if len(query) >= len(bank.vectors) else bank.vectors[:2000])
+        found: dict[str, Any] = {"effective_rank": round(rank, 2), "dim": query.shape[1]}
         if encoder is not None:
             found["collapsed"] = rank < self.options.rank_alarm
         return found | self._accuracies(bank, query, self.query)
 
-    def final(self, encoder: nn.Module | None) -> dict[str, Any]:
-        """As `figures`, on the test data; empty where there are none."""
+    def _test(self, encoder: nn.Module | None, bank: _Bank) -> dict[str, Any]:
         if self.test is None:
             return {}
         found: dict[str, Any] = {}
         vectors = self._vectors(encoder, self.test)
         if self.test.pairs:
             found |= {"spearman": round(100 * probe.spearman(vectors, self.test.pairs), 2), "n": len(self.test.pairs)}
-        return found | self._accuracies(self._vectors(encoder, self.bank), vectors, self.test)
+        return found | self._accuracies(bank, vectors, self.test)
 
-    def _accuracies(self, bank: Tensor, query: Tensor, asked: Held) -> dict[str, Any]:
-        if self.bank.labels is None or asked.labels is None:
+    def _bank(self, encoder: nn.Module | None) -> _Bank:
+        vectors, labels = self._vectors(encoder, self.bank), self.bank.labels
+        return _Bank(vectors, None if labels is None else probe.linear(vectors, labels, self.options.ridges))
+
+    def _accuracies(self, bank: _Bank, query: Tensor, asked: Held) -> dict[str, Any]:
+        if self.bank.labels is None or bank.plane is None or asked.labels is None:
             return {}
-        near = probe.knn(bank, self.bank.labels, query, self.options.neighbours)
-        plane = probe.linear(bank, self.bank.labels, query, self.options.ridge)
-        return {"knn": _percent(near, asked.labels), "linear": _percent(plane, asked.labels), "n": len(query)}
+        near = probe.knn(bank.vectors, self.bank.labels, query, self.options.neighbours)
+        accuracies = {"knn": _percent(near, asked.labels), "linear": _percent(bank.plane.classes(query), asked.labels)}
+        return accuracies | {"ridge": bank.plane.ridge, "n": len(query)}
 
     @torch.no_grad()
     def _vectors(self, encoder: nn.Module | None, held: Held) -> Tensor:

@@ -5,11 +5,15 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_CHUNK = 8192
+"""Rows that are turned into float64 at once."""
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, neighbours: int, temperature: float = 0.07) -> Tensor:
@@ -24,19 +28,56 @@ def knn(train: Tensor, labels: Tensor, test: Tensor, neighbours: int, temperatur
     return torch.cat(answers)
 
 
-def linear(train: Tensor, labels: Tensor, test: Tensor, ridge: float) -> Tensor:
-    """Classes by ridge regression of one-hot labels on standardised vectors with a bias, solved in closed form.
+@dataclass(frozen=True)
+class Plane:
+    """A fitted linear probe: ``weights`` float64 [dim, classes] of standardised vectors, and the ``ridge`` it took."""
 
-    ``ridge`` is the penalty per sample. float64, because embeddings may be nearly collinear.
+    mean: Tensor
+    std: Tensor
+    weights: Tensor
+    bias: Tensor
+    ridge: float
+
+    def classes(self, vectors: Tensor) -> Tensor:
+        """The class of each row of ``vectors`` [n, dim]."""
+        parts = [((rows.double() - self.mean) / self.std) @ self.weights for rows in torch.split(vectors, _CHUNK)]
+        return (torch.cat(parts) + self.bias).argmax(dim=1)
+
+
+def linear(train: Tensor, labels: Tensor, ridges: Sequence[float]) -> Plane:
+    """Ridge regression of one-hot labels on standardised vectors with a bias, solved in closed form.
+
+    The penalty per sample is the one of ``ridges`` with the least squared error when each sample is left out in its
+    turn, which the eigenvectors of the Gram matrix give for all of them at once: an error grows by 1 / (1 - h), h being
+    the sample's own share in its prediction (PRESS, Allen 1974). float64, because embeddings may be nearly
+    collinear.
     """
+    count = len(train)
     mean, std = train.double().mean(dim=0), train.double().std(dim=0).clamp(min=1e-6)
-    rows = (train.double() - mean) / std
     targets = F.one_hot(labels).double()
     bias = targets.mean(dim=0)
-    gram = rows.T @ rows + ridge * len(rows) * torch.eye(rows.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, rows.T @ (targets - bias))
-    scores: Tensor = (test.double() - mean) / std @ weights + bias
-    return scores.argmax(dim=1)
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows, wanted in zip(torch.split(train, _CHUNK), torch.split(targets, _CHUNK), strict=True):
+            yield (rows.double() - mean) / std, wanted - bias
+
+    gram = torch.zeros(train.shape[1], train.shape[1], dtype=torch.float64)
+    moment = torch.zeros(train.shape[1], targets.shape[1], dtype=torch.float64)
+    for rows, wanted in chunks():
+        gram += rows.T @ rows
+        moment += rows.T @ wanted
+    values, vectors = torch.linalg.eigh(gram)
+    turned = vectors.T @ moment
+    shrink = [1 / (values.clamp(min=0) + ridge * count) for ridge in ridges]
+    errors = [0.0] * len(ridges)
+    for rows, wanted in chunks() if len(ridges) > 1 else ():
+        places = rows @ vectors
+        for i, factors in enumerate(shrink):
+            own = (places**2 @ factors + 1 / count).clamp(max=1 - 1e-9)
+            missed = (wanted - (places * factors) @ turned) / (1 - own).unsqueeze(1)
+            errors[i] += float((missed**2).sum())
+    best = min(range(len(ridges)), key=errors.__getitem__)
+    return Plane(mean, std, vectors @ (shrink[best].unsqueeze(1) * turned), bias, ridges[best])
 
 
 def effective_rank(vectors: Tensor) -> float:

@@ -97,14 +97,14 @@ class TrainingSection:
 class ProbeSection:
     """Judging. ``every`` steps during training, 0 for at the end alone; at most ``samples`` labelled inputs.
 
-    ``neighbours`` of the kNN vote; ``ridge`` is the strength of the linear probe's penalty, per sample. ``rank_alarm``:
-    an effective rank below this is called a collapse.
+    ``neighbours`` of the kNN vote; ``ridges`` are strengths of the linear probe's penalty, per sample, of which each
+    encoder takes the one that does best at leaving one out. ``rank_alarm``: an effective rank below this is a collapse.
     """
 
     every: int = 0
-    samples: int = 10_000
+    samples: int = 50_000
     neighbours: int = 20
-    ridge: float = 1e-3
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     rank_alarm: float = 4.0
 
 
@@ -218,6 +218,7 @@ def _check(recipe: PretrainRecipe, place: str) -> None:
         (not data.train, "data.train is empty", 'name data: train = ["folder/"]'),
         (training.batch < 2, f"training.batch is {training.batch}", "give 2 or more"),
         (training.epochs <= 0 and training.steps < 1, "training lasts no step", "give epochs or steps"),
+        (not recipe.probe.ridges or min(recipe.probe.ridges) <= 0, "probe.ridges has none above 0", "give [1e-3]"),
         (training.accumulate < 1, f"training.accumulate is {training.accumulate}", "give 1 or more"),
         (not 0 <= training.ema < 1, f"training.ema is {training.ema}", "give 0, or a decay such as 0.999"),
         (recipe.finetune.epochs < 0, f"finetune.epochs is {recipe.finetune.epochs}", "give 0 for none, or more"),

@@ -86,7 +86,7 @@ def pretrain(
         figures = trainer.fit(job, accelerator, state is not None)
     encoder = job.encoder  # another module than before where the weights were spread over processes
     card = {
-        **_facts(recipe, adapter, held, digest),
+        **_facts(recipe, encoder, adapter, held, digest),
         "training": {**figures, "device": str(accelerator.device), "processes": accelerator.num_processes},
         "probes": _probes(judge, encoder, untrained.to(accelerator.device)),
         **_finetuned(recipe, judge, learn, encoder, untrained),
@@ -232,7 +232,7 @@ def _check_split(recipe: PretrainRecipe, processes: int) -> None:
 
 def _probes(judge: Judge, encoder: nn.Module, untrained: nn.Module) -> dict[str, Any]:
     rows = {"trained": encoder, "random initialisation": untrained, "raw input": None}
-    return {name: {"held_out": judge.figures(e), "test": judge.final(e)} for name, e in rows.items()}
+    return {name: judge.final(e) for name, e in rows.items()}
 
 
 def _finetuned(
@@ -248,7 +248,7 @@ def _finetuned(
     return {"finetuned": finetune.figures(encoders, judge.adapter, sets, recipe.finetune, recipe.seed)}
 
 
-def _facts(recipe: PretrainRecipe, adapter: Any, held: Held, digest: str) -> dict[str, Any]:
+def _facts(recipe: PretrainRecipe, encoder: Any, adapter: Any, held: Held, digest: str) -> dict[str, Any]:
     from deploykit.settings import plain
 
     return {
@@ -256,7 +256,7 @@ def _facts(recipe: PretrainRecipe, adapter: Any, held: Held, digest: str) -> dic
         "name": recipe.output.name,
         "modality": {"name": recipe.modality, "options": plain(recipe.options["modality"]), "facts": adapter.facts},
         "encoder": {"name": recipe.encoder, "options": plain(recipe.options["encoder"])},
-        "pooling": piece("encoder", recipe.encoder).POOLING,
+        "pooling": encoder.pooling,
         "objective": {"name": recipe.objective, **plain(recipe.options["objective"])},
         **adapter.card(recipe.output),
         "data": {

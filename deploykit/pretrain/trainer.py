@@ -120,7 +120,7 @@ def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
             for group in prepared.param_groups:
                 group["lr"] = rate(options, step, steps)
             loss, parts = _step(job, accelerator, task, prepared, batches, clock, step)
-            average.update(job.encoder)
+            average.update(job.encoder, step)
             done = step + 1
             clock.views += options.batch * max(1, job.views_per_sample)
             if done % options.log_every == 0 or done == steps:
@@ -191,17 +191,21 @@ def make_optimizer(task: nn.Module, options: TrainingSection, device: torch.devi
 
 
 class _Average:
-    """Exponential moving average of the encoder's weights and buffers; nothing where ``decay`` is 0."""
+    """Exponential moving average of the encoder's weights and buffers; nothing where ``decay`` is 0.
+
+    It forgets faster in the beginning, (1 + step) / (10 + step) at most: the first weights are random.
+    """
 
     def __init__(self, encoder: nn.Module, decay: float) -> None:
         self.decay = decay
         self.tensors = {k: v.detach().clone() for k, v in encoder.state_dict().items()} if decay else {}
 
     @torch.no_grad()
-    def update(self, encoder: nn.Module) -> None:
+    def update(self, encoder: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in encoder.state_dict().items() if self.decay else ():
             if value.is_floating_point():
-                self.tensors[name].lerp_(value, 1 - self.decay)
+                self.tensors[name].lerp_(value, 1 - decay)
             else:
                 self.tensors[name].copy_(value)
 

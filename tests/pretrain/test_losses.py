@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from deploykit.errors import RecipeError
+from deploykit.pretrain import trainer
 from deploykit.pretrain.draws import Draws
 from deploykit.pretrain.elements import Input, Patches, Tokens, choose_hidden
 from deploykit.pretrain.encoders import transformer
@@ -227,3 +229,101 @@ def test_generated_and_real_elements_weigh_the_same():
 def test_elements_are_hidden_in_the_sample_or_in_one_view_of_it(objective):
     assert objective.views(objective.Options()) == 0
     assert objective.views(objective.Options(augmented=True)) == 1
+
+
+def test_flat_patches_are_not_hidden():
+    space = Patches((1, 8, 8), (4, 4))
+    pictures = torch.randn(5, 1, 8, 8)
+    pictures[:, :, :4] = 0.7
+    hidden = choose_hidden(space, space.split(Input(pictures)), None, 0.5, Draws(0, 5, 0, 5))
+    assert hidden.sum(1).tolist() == [1] * 5
+    assert not hidden[:, :2].any()
+    blank = torch.zeros(2, 1, 8, 8)
+    assert not choose_hidden(space, space.split(Input(blank)), None, 0.5, Draws(0, 2, 0, 2)).any()
+
+
+def test_flat_patches_do_not_count_in_the_masked_autoencoder():
+    space = Patches((1, 8, 8), (4, 4))
+    task = predict.build(space, small(space), predict.Options(width=16, depth=1, normalized=False, share=0.75))
+    pictures = torch.randn(3, 1, 8, 8)
+    pictures[:, :, :4] = 5.0
+    torch.nn.init.zeros_(task.head.weight)
+    torch.nn.init.zeros_(task.head.bias)
+    loss = float(task([Input(pictures)], Draws(1, 3, 0, 3))[0].detach())
+    order = Draws(1, 3, 0, 3).uniform(4).argsort(dim=1)
+    elements = space.split(Input(pictures))
+    told = [float((elements[i, j] ** 2).mean()) for i in range(3) for j in order[i, 1:].tolist() if j >= 2]
+    assert loss == pytest.approx(np.mean(told), rel=1e-5)
+    assert math.isfinite(float(task([Input(torch.zeros(3, 1, 8, 8))], Draws(1, 3, 0, 3))[0].detach()))
+
+
+@pytest.mark.parametrize("space", [Tokens(12, 40, 4, 5), Patches((1, 6, 8), (2, 2))])
+def test_a_share_of_the_hidden_stays_blank_and_is_corrected_there(space):
+    given = torch.randint(5, 40, (16, 12)) if isinstance(space, Tokens) else torch.randn(16, 1, 6, 8)
+    elements = space.split(Input(given))
+    task, seen = adversary(space, share=0.5, blank=0.5, correct=1.0), []
+    if isinstance(space, Tokens):
+        torch.nn.init.constant_(task.fill.bias[space.blank], -1e4)  # a drawn blank would look like one that was left
+    task.encoder.stem.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    corrected = []
+    score = type(space).score
+    with pytest.MonkeyPatch.context() as patch:
+        spy = lambda s, p, e, **keys: corrected.append(score(s, p, e, **keys)) or corrected[-1]  # noqa: E731
+        patch.setattr(type(space), "score", spy)
+        loss, parts = task([Input(given)], Draws(3, 16, 0, 16))
+    loss.backward()
+    assert torch.isfinite(loss)
+    draws = Draws(3, 16, 0, 16)
+    hidden = choose_hidden(space, elements, None, 0.5, draws)
+    blank = space.blanked(elements, torch.ones_like(hidden)) == seen[0]
+    blank = (blank if blank.ndim == 2 else blank.all(-1)) & hidden
+    assert 0.3 < float(blank.sum() / hidden.sum()) < 0.7
+    places = hidden.float().argsort(dim=1, descending=True)[:, :6]
+    expected = corrected[1][blank.gather(1, places)].mean()
+    assert float(parts["correcting"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_generated_patches_take_what_was_missed_at_another_place():
+    space = Patches((1, 6, 8), (2, 2))
+    pictures = torch.randn(4, 1, 6, 8)
+    seen = {}
+    for residual in (0.0, 1.0):
+        task = adversary(space, share=0.5, residual=residual)
+        task.encoder.stem.register_forward_hook(lambda module, given, out, r=residual: seen.update({r: given[0]}))
+        task([Input(pictures)], Draws(3, 4, 0, 4))
+    hidden = choose_hidden(space, space.split(Input(pictures)), None, 0.5, Draws(3, 4, 0, 4))
+    assert torch.equal(seen[0.0][~hidden], seen[1.0][~hidden])
+    real = space.split(Input(pictures))
+    missed = [(real - seen[0.0])[i][hidden[i]] for i in range(4)]
+    added = [(seen[1.0] - seen[0.0])[i][hidden[i]] for i in range(4)]
+    for a, b in zip(missed, added, strict=True):
+        torch.testing.assert_close(a.sort(dim=0).values, b.sort(dim=0).values, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(a, b, atol=1e-3)
+
+
+def test_the_embedding_predicts_the_hidden_tokens_too():
+    space = Tokens(6, 30, 4, 5)
+    task = predict.build(space, small(space), predict.Options(share=0.4, pooled=2.0))
+    ids = torch.randint(5, 30, (3, 6))
+    loss, parts = task([Input(ids)], Draws(1, 3, 0, 3))
+    draws = Draws(1, 3, 0, 3)
+    hidden = choose_hidden(space, ids, None, 0.4, draws)
+    embedding = task.encoder(Input(space.hide(ids, hidden, draws)))
+    scores = (task.whole(embedding) @ task.encoder.stem.weight.T + task.outer.bias).softmax(-1).detach()
+    plain = [-math.log(float(scores[i, ids[i, j]])) for i in range(3) for j in range(6) if hidden[i, j]]
+    assert float(parts["pooled"].detach()) == pytest.approx(np.mean(plain), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float((parts["token"] + 2 * parts["pooled"]).detach()), rel=1e-5)
+    pictures = Patches((1, 8, 8), (2, 2))
+    with pytest.raises(RecipeError, match="hidden tokens alone"):
+        predict.build(pictures, small(pictures), predict.Options(pooled=1.0))
+
+
+def test_averaged_weights_follow_quickly_at_first():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    average = trainer._Average(layer, 0.99)
+    torch.nn.init.ones_(layer.weight)
+    average.update(layer, 0)
+    assert float(average.tensors["weight"]) == pytest.approx(0.9)
+    average.update(layer, 10_000)
+    assert float(average.tensors["weight"]) == pytest.approx(0.9 + 0.1 * 0.01)

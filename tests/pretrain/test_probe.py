@@ -27,10 +27,37 @@ def test_the_linear_probe_solves_the_ridge_problem():
     stacked = np.vstack([rows, np.sqrt(0.1 * 60) * np.eye(4)])
     weights = np.linalg.lstsq(stacked, np.vstack([targets - targets.mean(0), np.zeros((4, 3))]), rcond=None)[0]
     scores = ((test - train.mean(0)) / train.std(0)).double().numpy() @ weights + targets.mean(0)
-    assert probe.linear(train, labels, test, 0.1).tolist() == scores.argmax(1).tolist()
+    assert probe.linear(train, labels, (0.1,)).classes(test).tolist() == scores.argmax(1).tolist()
 
 
 def test_rank_correlation_is_that_of_spearman():
     vectors = torch.tensor([[1.0, 0], [1, 0.1], [1, 1], [0, 1], [-1, 0]])
     pairs = [(0, 1, 5.0), (0, 2, 4.0), (0, 3, 2.0), (0, 4, 2.0)]
     assert probe.spearman(vectors, pairs) == pytest.approx(np.corrcoef([3, 2, 1, 0], [3, 2, 0.5, 0.5])[0, 1])
+
+
+def test_the_ridge_is_the_one_that_does_best_when_each_sample_is_left_out():
+    generator = torch.Generator().manual_seed(3)
+    train, labels = torch.randn(30, 12, generator=generator, dtype=torch.float64), torch.arange(30) % 3
+    train[:, 0] += labels
+    rows, ridges = (train - train.mean(0)) / train.std(0), (1e-4, 1e-1, 1.0, 30.0)
+    targets, found = torch.eye(3, dtype=torch.float64)[labels], []
+    for ridge in ridges:
+        # The bias is no more than a column that is not penalised.
+        wide = torch.cat([rows, torch.ones(30, 1, dtype=torch.float64)], dim=1)
+        penalty = torch.diag(torch.tensor([ridge * 30] * 12 + [0.0], dtype=torch.float64))
+        total = 0.0
+        for i in range(30):
+            kept = torch.arange(30) != i
+            weights = torch.linalg.solve(wide[kept].T @ wide[kept] + penalty, wide[kept].T @ targets[kept])
+            total += float(((targets[i] - wide[i] @ weights) ** 2).sum())
+        found.append(total)
+    best = ridges[int(np.argmin(found))]
+    assert best not in (ridges[0], ridges[-1])
+    assert probe.linear(train, labels, ridges).ridge == best
+    assert probe.linear(train, labels, ridges[:1]).ridge == ridges[0]
+
+
+def test_more_features_than_samples_are_no_trouble():
+    train, labels = torch.randn(10, 40), torch.arange(10) % 2
+    assert probe.linear(train, labels, (1e-4, 1.0)).classes(train).tolist() == labels.tolist()

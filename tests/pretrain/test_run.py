@@ -198,6 +198,17 @@ def test_bfloat16_and_probes_during_training(tmp_path, squares):
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines if "loss" in line)
 
 
+def test_each_set_is_encoded_once(tmp_path, squares, monkeypatch):
+    from deploykit.pretrain import judge
+
+    sizes, plain = [], judge.Judge._vectors
+    monkeypatch.setattr(judge.Judge, "_vectors", lambda self, e, held: sizes.append(len(held)) or plain(self, e, held))
+    made.pictures(tmp_path / "test", 10)
+    card = run.pretrain(made.recipe(tmp_path / "run", squares, data={"test": str(tmp_path / "test")})).card
+    assert sizes == [36, 12, 10] * 3
+    assert {row["test"]["ridge"] for row in card["probes"].values()} <= {1e-4, 1e-3, 1e-2, 1e-1, 1.0}
+
+
 def test_a_collapse_is_told(tmp_path, squares):
     recipe = made.recipe(tmp_path / "run", squares, probe={"rank_alarm": 1000.0})
     assert run.pretrain(recipe).card["probes"]["trained"]["held_out"]["collapsed"]

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from deploykit.errors import RecipeError
 from deploykit.pretrain.draws import Draws, step_seed
-from deploykit.pretrain.modalities import _augment, text
+from deploykit.pretrain.modalities import _augment, audio, image, text
 from tests.pretrain import made
 
 WHOLE = {"scale": (1.0, 1.0), "ratio": 1.0, "degrees": 0.0}
@@ -73,3 +74,73 @@ def test_spans_of_a_text_keep_its_ends_and_order(tmp_path):
         assert set(ids[count:]) <= {0}
         inner = ids[1 : count - 1]
         assert any(own[i : i + len(inner)] == inner for i in range(len(own)))
+
+
+def test_a_window_zooms_in_time_and_leaves_the_bands():
+    picture = torch.zeros(1, 1, 16, 8)
+    picture[:, :, :, 3] = 1.0
+    out = _augment.window(picture.expand(5, -1, -1, -1), draws(5), (0.5, 1.5), (1.0, 1.0))
+    torch.testing.assert_close(out, picture.expand(5, -1, -1, -1))
+
+
+def test_beyond_its_edges_a_picture_goes_on_with_its_outermost_values():
+    ramp = torch.arange(1.0, 9.0).view(1, 1, 8, 1).expand(20, 1, 8, 4)
+    out = _augment.window(ramp, draws(20), (2.0, 2.0), (1.0, 1.0))[:, 0, :, 0]
+    assert float(out.min()) == 1.0
+    assert float(out.max()) == 8.0
+    assert (out.diff(dim=1) >= -1e-5).all()  # nothing is mirrored
+    assert ((out == 1).sum(1) + (out == 8).sum(1) >= 3).all()
+
+
+def test_small_views_are_whole_pictures_at_another_size():
+    pictures = torch.rand(3, 3, 12, 12)
+    out = _augment.crop(pictures, draws(3), flip=False, size=6, **WHOLE)
+    torch.testing.assert_close(out, torch.nn.functional.avg_pool2d(pictures, 2), atol=1e-5, rtol=1e-5)
+
+
+def hear(tmp_path, **options):
+    """An adapter of tones that are shorter than its inputs, and some of them held."""
+    paths = sorted(made.sounds(tmp_path / "sounds", 12).rglob("*.wav"))
+    adapter = audio.Adapter.fit(audio.Options(seconds=0.6, **options, **SMALL), paths, 0)
+    return adapter, (torch.from_numpy(np.stack([adapter.read(path)[0] for path in paths])),)
+
+
+SMALL = {"rate": 8000, "bins": 16, "hop": 128, "window": 256, "patch": 4}
+
+
+def test_the_range_lifts_silence_and_is_deployed(tmp_path):
+    near, held = hear(tmp_path, range=5.0)
+    far, _ = hear(tmp_path, range=0.0)
+    spread = (held[0].amax(dim=(1, 2, 3)) - held[0].amin(dim=(1, 2, 3))) * near.facts["std"]
+    torch.testing.assert_close(spread, torch.full_like(spread, 5.0), rtol=1e-3, atol=1e-3)
+    assert near.facts["std"] < far.facts["std"]
+    assert near.card(tmp_path)["preprocess"]["mel"]["dynamic_range"] == 5.0
+    assert far.card(tmp_path)["preprocess"]["mel"]["dynamic_range"] is None
+
+
+def test_gain_and_tilt_move_the_bands_by_as_much_as_they_may(tmp_path):
+    still = {"time": (1.0, 1.0), "bands": (1.0, 1.0), "mix": 0.0}
+    adapter, held = hear(tmp_path, gain=0.0, tilt=2.0, **still)
+    moved = (adapter.views(held, 1, draws(len(held[0])))[0].values - held[0]) * adapter.facts["std"]
+    ends = moved[:, 0, 0, [0, -1]]
+    torch.testing.assert_close(ends[:, 0], -ends[:, 1], atol=1e-3, rtol=1e-3)
+    assert 1.0 < float(ends.abs().max()) <= 2.0
+    assert float(moved[..., 7:9].abs().max()) < 0.3
+
+
+def test_sounds_are_mixed_at_one_energy(tmp_path):
+    adapter, held = hear(tmp_path, mix=1.0)
+    loud = held[0].clone()
+    loud[6:] += 8.0  # as many deviations louder: the quiet ones are not drowned
+    power = (adapter._mixed(loud, torch.rand(12), torch.full((12,), 0.5)) * adapter.facts["std"]).exp().mean((1, 2, 3))
+    torch.testing.assert_close(power, (loud * adapter.facts["std"]).exp().mean((1, 2, 3)), rtol=1e-3, atol=0)
+
+
+def test_a_range_of_windows_has_two_ends():
+    with pytest.raises(RecipeError, match=r"modality.time is \[0.7\]"):
+        audio.Adapter(audio.Options(time=(0.7,)), {"mean": 0.0, "std": 1.0})
+
+
+def test_views_are_no_larger_than_the_picture():
+    with pytest.raises(RecipeError, match="views have size 33"):
+        image.Adapter(image.Options(size=32, view_size=33), {"mean": [0.0] * 3, "std": [1.0] * 3})

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from deploykit.errors import RecipeError
 from deploykit.pretrain.distributed import BatchNorm2d
 from deploykit.pretrain.elements import Input, Patches, Space
-
-POOLING = "mean"
+from deploykit.pretrain.encoders._pooling import WORDS, Pool, Pooled, halved
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,13 @@ class Options:
     """``width`` channels in the first stage, doubled in each further one; ``blocks`` basic blocks a stage.
 
     ``stem_stride`` 2 halves the picture at once: four times less arithmetic, for pictures that can bear it.
+    ``pool``: mean over all places, or mean and maximum over time, for spectrograms (`_pooling`).
     """
 
     width: int = 64
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     stem_stride: int = 1
+    pool: Pool = "mean"
 
 
 class _Block(nn.Module):
@@ -48,11 +49,11 @@ class _Block(nn.Module):
 class Encoder(nn.Module):
     """[batch, channels, height, width] to [batch, dim]."""
 
-    def __init__(self, channels: int, options: Options) -> None:
+    def __init__(self, space: Patches, options: Options) -> None:
         super().__init__()
         widths = [options.width * 2**i for i in range(len(options.blocks))]
         layers: list[nn.Module] = [
-            nn.Conv2d(channels, widths[0], 3, options.stem_stride, 1, bias=False),
+            nn.Conv2d(space.shape[0], widths[0], 3, options.stem_stride, 1, bias=False),
             BatchNorm2d(widths[0]),
             nn.ReLU(),
         ]
@@ -62,11 +63,13 @@ class Encoder(nn.Module):
                 layers.append(_Block(before, after, 2 if stage > 0 and block == 0 else 1))
                 before = after
         self.body = nn.Sequential(*layers)
-        self.dim = before
+        times = len(options.blocks) - 1 + (options.stem_stride == 2)
+        self.pool = Pooled(options.pool, before, halved(space.shape[2], times))
+        self.dim, self.pooling = self.pool.dim, WORDS[options.pool]
 
     def forward(self, given: Input) -> Tensor:
-        maps: Tensor = self.body(given.values)
-        return maps.mean(dim=(2, 3))
+        pooled: Tensor = self.pool(self.body(given.values))
+        return pooled
 
 
 def build(space: Space, options: Options) -> Encoder:
@@ -75,4 +78,6 @@ def build(space: Space, options: Options) -> Encoder:
         raise RecipeError("the encoder resnet takes pictures, and the data are tokens", hint="use the transformer")
     if not options.blocks or min(options.blocks) < 1:
         raise RecipeError(f"the resnet has blocks {list(options.blocks)}", hint="give 1 or more for each stage")
-    return Encoder(space.shape[0], options)
+    if options.stem_stride not in (1, 2):
+        raise RecipeError(f"the resnet has stem_stride {options.stem_stride}", hint="give 1 or 2")
+    return Encoder(space, options)

@@ -1,4 +1,4 @@
-"""A pre-norm transformer over elements: patches of pictures and spectrograms, or tokens; the mean is the embedding."""
+"""A pre-norm transformer over elements: patches of pictures and spectrograms, or tokens; the embedding is a mean."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from deploykit.errors import RecipeError
 from deploykit.graph.pooling import Pooling
-from deploykit.pretrain.elements import Input, Space
-
-POOLING = "mean"
+from deploykit.pretrain.elements import Input, Patches, Space
+from deploykit.pretrain.encoders._pooling import Pool
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Options:
     """Sizes of the network. ``causal``: a token sees those before it alone, which the prediction of the next one needs.
 
     ``dropout`` acts on the residual branches. ``checkpointing`` computes activations again in the backward pass: less
-    memory, a third more time.
+    memory, a third more time. ``pool``: the mean of all elements, or of each column of patches by itself, which of a
+    spectrogram is the mean over time.
     """
 
     width: int = 192
@@ -33,6 +33,7 @@ class Options:
     dropout: float = 0.0
     causal: bool = False
     checkpointing: bool = False
+    pool: Pool = "mean"
 
 
 class Block(nn.Module):
@@ -61,11 +62,13 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Elements to token vectors [batch, length, width], and their mean [batch, width]."""
+    """Elements to token vectors [batch, length, width], and their mean [batch, dim]."""
 
     def __init__(self, space: Space, options: Options) -> None:
         super().__init__()
-        self.space, self.options, self.dim = space, options, options.width
+        self.space, self.options, self.width = space, options, options.width
+        self.dim = options.width * (space.grid[1] if options.pool == "time" else 1)
+        self.pooling = {"mean": "mean", "time": "mean over time"}[options.pool]
         self.stem = space.stem(options.width)
         # Places must be heard beside the elements: a fresh patch's vector has deviation 1, a fresh token's 0.1.
         heard = 0.1 if isinstance(self.stem, nn.Embedding) else 1.0
@@ -76,8 +79,13 @@ class Encoder(nn.Module):
         _initialise(self)
 
     def forward(self, given: Input) -> Tensor:
-        tokens = self.tokens(self.space.split(given), given.valid)
-        pooled: Tensor = tokens.mean(dim=1) if given.valid is None else self.pool(tokens, given.valid)
+        return self.embed(self.tokens(self.space.split(given), given.valid), given.valid)
+
+    def embed(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        """The embedding [batch, dim] of all the token vectors of an input."""
+        if self.options.pool == "time":
+            return tokens.reshape(-1, *self.space.grid, self.width).mean(dim=1).flatten(1)
+        pooled: Tensor = tokens.mean(dim=1) if valid is None else self.pool(tokens, valid)
         return pooled
 
     def tokens(self, elements: Tensor, valid: Tensor | None, places: Tensor | None = None) -> Tensor:
@@ -144,4 +152,6 @@ def build(space: Space, options: Options) -> Encoder:
             f"the transformer has width {options.width} for {options.heads} heads",
             hint="width must be a multiple of heads",
         )
+    if options.pool == "time" and not isinstance(space, Patches):
+        raise RecipeError("texts have no columns to pool by", hint='set encoder.pool = "mean"')
     return Encoder(space, options)

@@ -18,9 +18,16 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def crop(
-    pictures: Tensor, draws: Draws, *, scale: tuple[float, float], ratio: float, flip: bool, degrees: float
+    pictures: Tensor,
+    draws: Draws,
+    *,
+    scale: tuple[float, float],
+    ratio: float,
+    flip: bool,
+    degrees: float,
+    size: int = 0,
 ) -> Tensor:
-    """A random part of each picture at full size, perhaps mirrored and turned, by one bilinear sampling.
+    """A random part of each picture, perhaps mirrored and turned, by one bilinear sampling, at full size or ``size``.
 
     The part has ``scale`` (least, most) of the area and an aspect between 1 / ``ratio`` and ``ratio``, as in
     torchvision's RandomResizedCrop.
@@ -40,8 +47,24 @@ def crop(
         ],
         dim=1,
     )
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    shape = [*pictures.shape[:2], size or pictures.shape[2], size or pictures.shape[3]]
+    grid = F.affine_grid(theta, shape, align_corners=False)
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def window(pictures: Tensor, draws: Draws, tall: tuple[float, float], wide: tuple[float, float]) -> Tensor:
+    """A random window of each picture at the picture's size; beyond the edges the outermost values go on.
+
+    The window's height and width are drawn by themselves, from ``tall`` and ``wide`` (least, most) as shares of the
+    picture's; a window larger than the picture lies anywhere around it.
+    """
+    draw = draws.uniform(4)
+    height, width = (low + (high - low) * draw[:, i] for i, (low, high) in enumerate((tall, wide)))
+    top, left = (1 - height) * (2 * draw[:, 2] - 1), (1 - width) * (2 * draw[:, 3] - 1)
+    none = torch.zeros_like(top)
+    theta = torch.stack([torch.stack([width, none, left], dim=1), torch.stack([none, height, top], dim=1)], dim=1)
+    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def colour(pictures: Tensor, draws: Draws, strength: float, chance: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sounds as log-mel spectrograms: views by random parts in time and frequency, mixing and gain; elements are patches.
+"""Sounds as log-mel spectrograms: views by windows in time and frequency, mixing and gain; elements are patches.
 
 The spectrogram is made by the very function that the runtime uses, so the exported encoder hears what it was trained
 on. Views follow BYOL-A (Niizumi et al. 2021, arXiv:2103.06695).
@@ -32,8 +32,12 @@ _MEASURED = 500
 class Options:
     """``rate`` in Hz; ``seconds`` to which a sound is cut or filled; ``bins``; ``hop`` and ``window`` in samples.
 
-    ``patch`` is the side of an element in frames and in bins. Views: ``crop_min`` of the area at least; another sound
-    mixed in with a weight up to ``mix`` of the energy; ``gain`` up to so many nepers of power either way.
+    ``patch`` is the side of an element in frames and in bins. ``range``: what is more nepers of power below the
+    loudest value is lifted to there, so that the silence around a sound does not decide the deviation; 0 for none.
+
+    Views: a window of ``time`` (least, most) of the frames and of ``bands`` of the bins, drawn apart: speed and pitch
+    vary by little, and a part of a word is another word. Another sound is mixed in, at the same energy, with a weight
+    up to ``mix``; ``gain`` and ``tilt`` (towards either end of the bins) are up to so many nepers of power either way.
     """
 
     rate: int = 8000
@@ -42,9 +46,12 @@ class Options:
     hop: int = 128
     window: int = 256
     patch: int = 8
-    crop_min: float = 0.5
+    range: float = 11.5
+    time: tuple[float, ...] = (0.7, 1.15)
+    bands: tuple[float, ...] = (0.9, 1.1)
     mix: float = 0.4
     gain: float = 1.0
+    tilt: float = 0.0
 
 
 class Adapter:
@@ -57,6 +64,9 @@ class Adapter:
         if frames < 1 or options.bins % options.patch:
             hint = "bins must be a multiple of patch, and seconds long enough for one"
             raise RecipeError(f"{options.bins} bins and {frames} frames make no patches of {options.patch}", hint=hint)
+        for name, span in (("time", options.time), ("bands", options.bands)):
+            if len(span) != 2 or not 0 < span[0] <= span[1]:
+                raise RecipeError(f"modality.{name} is {list(span)}", hint="give the least and the most: [0.7, 1.15]")
         self.options, self.facts = options, facts
         self.space = Patches((1, frames, options.bins), (options.patch, options.patch))
         self.mel = LogMel(
@@ -69,6 +79,7 @@ class Adapter:
             high_hz=options.rate / 2,
             floor=1e-6,
             log="ln",
+            dynamic_range=options.range or None,
             mean=float(facts["mean"]),
             std=float(facts["std"]),
             layout="1-frames-bins",
@@ -115,12 +126,23 @@ class Adapter:
 
     def _augment(self, mels: Tensor, draws: Draws) -> Tensor:
         o = self.options
-        draw = draws.uniform(3)
+        draw = draws.uniform(4)
+        if o.mix:
+            mels = self._mixed(mels, draw[:, 0], o.mix * draw[:, 1])
+        gain = (o.gain * (2 * draw[:, 2] - 1)).view(-1, 1, 1, 1)
+        slope = (o.tilt * (2 * draw[:, 3] - 1)).view(-1, 1, 1, 1)
+        shift = gain + slope * torch.linspace(-1, 1, mels.shape[3], device=mels.device)
+        time, bands = (o.time[0], o.time[1]), (o.bands[0], o.bands[1])
+        return _augment.window(mels + shift / self.facts["std"], draws, time, bands)
+
+    def _mixed(self, mels: Tensor, draw: Tensor, weights: Tensor) -> Tensor:
+        """Each sound with another one at its own energy, of which it takes the share ``weights`` [batch]."""
         mean, std = self.facts["mean"], self.facts["std"]
         power = (mels * std + mean).exp()
         # The sound mixed in comes from this process's part of the batch, chosen by a draw of the sample's own.
-        other = power[(draw[:, 0] * len(power)).long().clamp(max=len(power) - 1)]
-        weight = (o.mix * draw[:, 1]).view(-1, 1, 1, 1)
-        gain = (o.gain * (2 * draw[:, 2] - 1)).view(-1, 1, 1, 1)
-        mixed = (((1 - weight) * power + weight * other).log() + gain - mean) / std
-        return _augment.crop(mixed, draws, scale=(o.crop_min, 1.0), ratio=1.5, flip=False, degrees=0.0)
+        other = power[(draw * len(power)).long().clamp(max=len(power) - 1)]
+        energy = power.mean(dim=(1, 2, 3), keepdim=True)
+        other = other * energy / other.mean(dim=(1, 2, 3), keepdim=True)
+        share = weights.view(-1, 1, 1, 1)
+        mixed: Tensor = (((1 - share) * power + share * other).log() - mean) / std
+        return mixed

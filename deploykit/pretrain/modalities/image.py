@@ -30,7 +30,8 @@ class Options:
 
     Views: ``crop_min`` to ``crop_max`` of the area, an aspect up to ``aspect``; ``degrees`` of rotation either way;
     ``jitter`` is the strength of the change of colour and ``jitter_chance`` how often; ``grey`` and ``blur`` are
-    chances; ``sigma`` is the widest blur, in pixels.
+    chances; ``sigma`` is the widest blur, in pixels. ``view_size``: views are smaller than the picture, which costs
+    less and which an encoder of convolutions can bear; 0 for its own size.
     """
 
     size: int = 32
@@ -46,6 +47,7 @@ class Options:
     grey: float = 0.2
     blur: float = 0.0
     sigma: float = 1.0
+    view_size: int = 0
 
 
 class Adapter:
@@ -57,6 +59,9 @@ class Adapter:
         if options.size % options.patch or options.patch < 1:
             hint = "the size must be a multiple of the patch"
             raise RecipeError(f"the pictures have size {options.size} and patches {options.patch}", hint=hint)
+        if not 0 <= options.view_size <= options.size:
+            hint = "give 0, or at most the size"
+            raise RecipeError(f"the views have size {options.view_size} and the pictures {options.size}", hint=hint)
         self.options, self.facts = options, facts
         channels = 1 if options.channels == "gray" else 3
         self.space = Patches((channels, options.size, options.size), (options.patch, options.patch))
@@ -118,8 +123,9 @@ class Adapter:
 
     def _augment(self, pictures: Tensor, draws: Draws) -> Tensor:
         o = self.options
+        scale = (o.crop_min, o.crop_max)
         out = _augment.crop(
-            pictures, draws, scale=(o.crop_min, o.crop_max), ratio=o.aspect, flip=o.flip, degrees=o.degrees
+            pictures, draws, scale=scale, ratio=o.aspect, flip=o.flip, degrees=o.degrees, size=o.view_size
         )
         if o.jitter > 0:
             out = _augment.colour(out, draws, o.jitter, o.jitter_chance)

@@ -29,6 +29,9 @@ class Options:
     ``weight`` of telling real from generated; ``deceive`` of the generated elements' scores above ``margin``, which
     trains the generator of patches; ``correct`` of predicting what really stood at the generated ones' places
     (COCO-LM, arXiv:2102.08473), 0 for none. ``head``: how many blocks lie between the encoder and its verdicts.
+    ``blank``: this share of the hidden elements is not generated but left blank, and ``correct`` is asked for there:
+    what stood at a generated one's place can be copied from it. ``residual``: as much of what the generator missed at
+    another place is added to each generated patch, which without it is told by its smoothness alone.
     ``augmented``: the input is one view of the sample and not the sample as it is.
     """
 
@@ -40,6 +43,8 @@ class Options:
     deceive: float = 0.03
     margin: float = 1.0
     correct: float = 0.0
+    blank: float = 0.0
+    residual: float = 0.0
     head: int = 1
     augmented: bool = False
 
@@ -53,8 +58,8 @@ class Adversarial(nn.Module):
         sizes = transformer.Options(width=options.width, depth=options.depth, heads=options.heads)
         self.generator = transformer.Encoder(space, sizes)
         self.fill = nn.Linear(options.width, space.outputs)
-        self.head = Head(encoder.dim, options.head)
-        self.correct = Outputs(space, encoder.dim) if options.correct else None
+        self.head = Head(encoder.width, options.head)
+        self.correct = Outputs(space, encoder.width) if options.correct else None
 
     def forward(self, views: list[Input], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Generator's loss plus the weighted losses of telling and correcting; ``told``: `_told`."""
@@ -67,10 +72,16 @@ class Adversarial(nn.Module):
         prediction = self.fill(_gather(self.generator.tokens(space.hide(elements, hidden, draws), valid), places))
         generating = distributed.mean(space.score(prediction, real, normalized=False), asked.float())
         filled = space.fill(prediction, draws).to(elements.dtype)
+        if space.differentiable and options.residual:
+            filled = filled + options.residual * (real - filled).detach().roll(1, dims=1)
         filled = torch.where(_like(asked, filled), filled, real)
         mixed = _put(elements, places, filled.detach())
         false = hidden & ~space.equal(mixed, elements)
         counted = torch.ones_like(hidden) if valid is None else valid.bool()
+        blank = self._blank(hidden, draws)
+        if blank is not None:
+            mixed, false, counted = space.blanked(mixed, blank), false & ~blank, counted & ~blank
+            asked = asked & blank.gather(1, places)
         scores, vectors = self.head(self.encoder.tokens(mixed, valid), valid)
         scores = scores.float()
         telling = _balanced(F.binary_cross_entropy_with_logits(scores, false.float(), reduction="none"), false, counted)
@@ -81,9 +92,17 @@ class Adversarial(nn.Module):
             parts["correcting"] = distributed.mean(corrected, asked.float())
             loss = loss + options.correct * parts["correcting"]
         if space.differentiable and options.deceive:
-            parts["deceiving"] = self._deceive(_put(elements, places, filled), hidden, valid)
+            parts["deceiving"] = self._deceive(
+                _put(elements, places, filled), hidden if blank is None else hidden & ~blank, valid
+            )
             loss = loss + options.deceive * parts["deceiving"]
         return loss, parts
+
+    def _blank(self, hidden: Tensor, draws: Draws) -> Tensor | None:
+        """Which of the hidden elements stay blank, bool [batch, length]; None where none may."""
+        if not self.options.blank:
+            return None
+        return hidden & (draws.uniform(hidden.shape[1]) < self.options.blank)
 
     def _deceive(self, mixed: Tensor, hidden: Tensor, valid: Tensor | None) -> Tensor:
         """How far generated elements are called generated beyond the margin; gradients reach the generator alone.
@@ -163,4 +182,6 @@ def build(space: Space, encoder: Any, options: Options) -> Adversarial:
         raise RecipeError("adversarial needs an encoder of elements", hint='set encoder.name = "transformer"')
     if not 0 < options.share < 1:
         raise RecipeError(f"adversarial hides a share of {options.share}", hint="give 0.25")
+    if not 0 <= options.blank < 1:
+        raise RecipeError(f"adversarial leaves a share of {options.blank} blank", hint="give 0.5, or 0 for none")
     return Adversarial(space, encoder, options)

@@ -27,13 +27,15 @@ class Options:
 
     ``next`` predicts the next element instead; ``normalized``: patches are predicted at mean 0 and variance 1, which
     suits photographs and not what is mostly empty: there the noise becomes the target. ``augmented``: the input is one
-    view of the sample, as in the paper, and not the sample as it is.
+    view of the sample, as in the paper, and not the sample as it is. ``pooled``: the weight of predicting each hidden
+    token from the embedding too, which so learns what the whole text is about, and not its tokens alone.
     """
 
     share: float = 0.0
     next: bool = False
     normalized: bool = True
     augmented: bool = False
+    pooled: float = 0.0
     width: int = 96
     depth: int = 2
 
@@ -44,7 +46,7 @@ class Dropped(nn.Module):
     def __init__(self, space: Patches, encoder: Any, options: Options) -> None:
         super().__init__()
         self.space, self.encoder, self.options = space, encoder, options
-        self.narrow = nn.Linear(encoder.dim, options.width)
+        self.narrow = nn.Linear(encoder.width, options.width)
         self.gap = nn.Parameter(torch.zeros(options.width))
         self.positions = nn.Parameter(transformer.positions(space.grid, options.width), requires_grad=False)
         blocks = transformer.Options(width=options.width, depth=options.depth, heads=max(1, options.width // 32))
@@ -53,7 +55,7 @@ class Dropped(nn.Module):
         self.head = nn.Linear(options.width, space.outputs)
 
     def forward(self, views: list[Input], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error over the hidden elements of the global batch."""
+        """Mean squared error over the hidden elements of the global batch, those that are flat left out."""
         elements = self.space.split(views[0])
         kept = max(1, round(elements.shape[1] * (1 - (self.options.share or 0.75))))
         order = draws.uniform(elements.shape[1]).argsort(dim=1)
@@ -64,7 +66,7 @@ class Dropped(nn.Module):
         prediction = self.head(transformer.run_blocks(self.blocks, self.norm, tokens, None, False))
         hidden = torch.ones(elements.shape[:2], device=elements.device).scatter(1, seen, 0.0)
         errors = self.space.score(prediction, elements, normalized=self.options.normalized)
-        return distributed.mean(errors, hidden), {}
+        return distributed.mean(errors, hidden * self.space.hideable(elements, None)), {}
 
 
 class Outputs(nn.Module):
@@ -87,8 +89,9 @@ class Blanked(nn.Module):
     def __init__(self, space: Space, encoder: Any, options: Options) -> None:
         super().__init__()
         self.space, self.encoder, self.options = space, encoder, options
-        self.inner = nn.Sequential(nn.Linear(encoder.dim, encoder.dim), nn.GELU(), nn.LayerNorm(encoder.dim))
-        self.outer = Outputs(space, encoder.dim)
+        self.inner = _inner(encoder.width, encoder.width)
+        self.outer = Outputs(space, encoder.width)
+        self.whole = _inner(encoder.dim, encoder.width) if options.pooled else None
 
     def head(self, tokens: Tensor) -> Tensor:
         """Predictions from the encoder's vectors."""
@@ -107,7 +110,17 @@ class Blanked(nn.Module):
         tokens = self.encoder.tokens(self.space.hide(elements, hidden, draws), valid)
         # The head runs at hidden places alone: with a vocabulary of thousands it costs more than the encoder.
         errors = self.space.score(self.head(tokens[hidden]).unsqueeze(0), elements[hidden].unsqueeze(0))
-        return distributed.mean(errors, torch.ones_like(errors)), {}
+        loss = distributed.mean(errors, torch.ones_like(errors))
+        if self.whole is None:
+            return loss, {}
+        rows = self.outer(self.whole(self.encoder.embed(tokens, valid)), self.encoder).float().log_softmax(-1)
+        found = -rows[hidden.nonzero()[:, 0], elements[hidden]]
+        pooled = distributed.mean(found, torch.ones_like(found))
+        return loss + self.options.pooled * pooled, {"token": loss, "pooled": pooled}
+
+
+def _inner(dim: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.LayerNorm(width))
 
 
 def views(options: Options) -> int:
@@ -123,6 +136,8 @@ def build(space: Space, encoder: Any, options: Options) -> nn.Module:
         raise RecipeError(f"predict hides a share of {options.share}", hint="give 0.15 for tokens, 0.75 for patches")
     if options.next and not encoder.options.causal:
         raise RecipeError("the next element is predicted by an encoder that sees it", hint="set encoder.causal = true")
+    if options.pooled and (options.next or isinstance(space, Patches)):
+        raise RecipeError("hidden tokens alone are predicted from the embedding", hint="set objective.pooled = 0")
     if isinstance(space, Patches) and not options.next:
         return Dropped(space, encoder, options)
     return Blanked(space, encoder, options)
