@@ -46,7 +46,7 @@ class Term:
 
 #: Every term. Figures are in: ms (p50, p99), items a second (throughput), bytes (size, memory), points of 100 (task).
 TERMS: Mapping[str, Term] = {
-    "drift": Term("<=", "1 - mean cosine to the reference", "drift<=0.01", _PLAIN, False, 0.0, 2.0),
+    "drift": Term("<=", "1 - mean cosine to the reference", "drift<=0.01", _PLAIN, True, 0.0, 2.0),
     "p1": Term(">=", "1st percentile of the cosine to the reference", "p1>=0.975", _PLAIN, False, -1.0, 1.0),
     "task": Term("<=", "points of 100 lost on the labelled task", "task<=0.5", _PLAIN, False, 0.0, 100.0),
     "p50": Term("<=", "median time of a call", "p50<=4ms", _TIMES_MS, True),
@@ -118,6 +118,11 @@ class Budget:
         """The limits on ``terms`` alone; there may be none."""
         wanted = set(terms)
         return Budget(tuple(limit for limit in self.limits if limit.term in wanted))
+
+    @property
+    def absolute(self) -> Budget:
+        """The limits on figures themselves, without those on their change."""
+        return Budget(tuple(limit for limit in self.limits if not limit.relative))
 
     def __str__(self) -> str:
         return " ".join(limit.text for limit in self.limits)

@@ -284,7 +284,12 @@ def _data_from_base(spec: str, base: Path | None) -> str:
 
 def _budget(data: Mapping[str, Any], where: str) -> BudgetSection:
     section = settings.read(BudgetSection, data, f"{where}: [budget]")
-    section.parsed()  # a fault is told now, not after minutes of work
+    for limit in section.parsed().only(["drift"]).limits:  # a fault is told now, not after minutes of work
+        if limit.relative:
+            raise RecipeError(
+                f"{where}: [budget] {limit.text} limits how much further from fp32 than a baseline something may be",
+                hint="a variant is held against fp32 itself: write drift<=0.01; `deploykit gate` has a baseline",
+            )
     return section
 
 

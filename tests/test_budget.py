@@ -93,7 +93,7 @@ def test_text_goes_there_and_back(text):
         ("p50<=4MB", "us, ms, s"),
         ("size<=60", "B, KB, MB, GB, KiB, MiB, GiB"),
         ("drift<=0.01ms", "has the unit 'ms'"),
-        ("drift<=1%", "drift is no percentage"),
+        ("drift<=1%", "a change needs its sign"),
         ("p50<=3%", "a change needs its sign"),
         ("p50<=-100%", "100 % below"),
         ("p1>=97.5", "at most 1"),

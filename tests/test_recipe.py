@@ -161,3 +161,9 @@ def test_the_bundle_is_named_after_the_model(model, output):
 def test_the_recipes_that_come_along_are_valid(name, pytestconfig):
     recipe = Recipe.from_toml(pytestconfig.rootpath / "recipes" / name)
     assert recipe.variants.targets == ("onnxruntime", "openvino")
+
+
+def test_a_change_of_the_drift_is_the_gates():
+    with pytest.raises(RecipeError, match=r"\[budget\] drift<=\+20% limits") as caught:
+        Recipe.from_data({"source": {"model": "m"}, "budget": {"limits": "drift<=+20%"}})
+    assert "gate" in caught.value.hint

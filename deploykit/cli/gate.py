@@ -34,8 +34,8 @@ _BUDGET = typer.Option(
     "-b",
     metavar="BUDGET",
     help='What may be lost: a .toml file with [budget] limits = "…", a profile, or limits such as \'drift<=0.01 '
-    "p50<=+5%'. What it leaves open is 'standard p50<=+3% size<=+2% memory<=+2%'; p99 stands for p50 too, throughput "
-    "for that of the batch.",
+    "p50<=+5%'. What it leaves open is 'standard drift<=+20% p50<=+3% size<=+2% memory<=+2%'; p99 stands for p50 "
+    "too, throughput for that of the batch.",
     show_default=False,
 )
 _DATA = typer.Option(

@@ -71,7 +71,13 @@ def verdict(drift: Drift, budget: Budget) -> Verdict:
 
 
 def check_budget(budget: Budget) -> None:
-    """`RecipeError` when the budget limits nothing that drift measures: said before the work."""
+    """`RecipeError` when the budget limits nothing that drift measures, or a change of it: said before the work."""
+    for limit in budget.only(["drift"]).limits:
+        if limit.relative:
+            raise RecipeError(
+                f"{limit.text} limits how much further from fp32 than a baseline something may be, and none is here",
+                hint="write drift<=0.01; `deploykit gate` has a baseline",
+            )
     if not budget.only(TERMS).limits:
         raise RecipeError(
             f"the budget '{budget}' limits nothing that drift measures", hint=f"limit one of {', '.join(TERMS)}"

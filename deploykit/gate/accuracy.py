@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from deploykit.budget import Budget
+from deploykit.budget import Budget, Limit
 from deploykit.data import Dataset
 from deploykit.drift import Drift, Verdict, compare, verdict
-from deploykit.drift.intervals import lower_rank
+from deploykit.drift.intervals import lower_rank, of_mean
 from deploykit.drift.judging import TERMS
 from deploykit.errors import CheckError
 from deploykit.gate.result import Row
@@ -19,6 +19,12 @@ from deploykit.gate.sides import Side, unusable
 # Lengths of normalized vectors are 1 up to the rounding of fp16 and bf16; those of others move with int8 by 1 or 2 %.
 _UNIT, _FREE = 0.005, 0.05
 _FAR = 0.05
+# An encoder that is this little further from fp32 is no worse for any use that is known.
+_LEAST_DRIFT = 0.0005
+_LOOK_AT_LOWERING = (
+    "the same model was lowered less well: compare the calibration data (its lengths, padding that counts as text) and "
+    "the precision's options in both manifests"
+)
 
 
 def accuracy_rows(
@@ -42,7 +48,7 @@ def accuracy_rows(
     except CheckError as error:
         return [failed(candidate, error)]
     rows = [_norm_row(ours, theirs, candidate, baseline)]
-    limits, left_out = _judged_limits(budget, spelled, len(found))
+    limits, left_out = _judged_limits(budget.absolute, spelled, len(found))
     same = np.array_equal(ours, theirs)
     if same:
         said = f"{candidate.label}: all {len(found):,} vectors are bit for bit the same."
@@ -55,6 +61,36 @@ def accuracy_rows(
         sentence = f"{candidate.label}: {left_out} takes {_fewest():,} inputs to judge, and there are {len(found):,}."
         rows.append(Row("p1", "NOT MEASURED", left_out, sentence, "give more with --data"))
     return rows
+
+
+def further_row(limit: Limit, candidate: Side, files: tuple[Path, Path, Path]) -> Row | None:
+    """Is the candidate further from the fp32 model than the baseline is? ``files``: the vectors of the candidate, of
+    the baseline and of fp32, which is the same for both. None where the two have the same vectors, or no direction.
+
+    Two quantizations of one encoder each err in their own way, so what lies between them does not say which of them
+    is the worse. The difference of 1 - cosine is paired by input; its one-sided 99 % bounds decide.
+    """
+    ours, theirs, fp32 = (_directions(path) for path in files)
+    if ours is None or theirs is None or fp32 is None or np.array_equal(ours, theirs):
+        return None
+    after, before = 1 - (ours * fp32).sum(axis=1), 1 - (theirs * fp32).sum(axis=1)
+    change = of_mean("drift", after - before)
+    own = max(float(before.mean()), 0.0)
+    allowed = max(limit.value * own, _LEAST_DRIFT) if limit.value >= 0 else limit.value * own
+    status: Literal["PASS", "FAIL", "INCONCLUSIVE"] = "INCONCLUSIVE"
+    if change.upper99 is not None and change.upper99 <= allowed:
+        status = "PASS"
+    elif change.lower99 is not None and change.lower99 > allowed:
+        status = "FAIL"
+    elif change.lower99 is None and abs(change.value) <= _LEAST_DRIFT:
+        return None  # too few inputs for an interval, and nothing to be seen
+    said = f"{after.mean():.5f} from the fp32 model where the baseline is {own:.5f} ({change.value:+.5f}"
+    sure = "too few inputs to tell" if change.low is None else f"95 % interval {change.low:+.5f} to {change.high:+.5f}"
+    outside = {"PASS": "inside", "FAIL": "outside", "INCONCLUSIVE": "not surely inside"}[status]
+    sentence = f"{candidate.label}: its mean drift is {said}, {sure}, n {change.n:,}), {outside} {limit.text}."
+    look = "" if status == "PASS" else _LOOK_AT_LOWERING
+    figures = {"candidate": float(after.mean()), "baseline": own, "change": change.value, "n": change.n}
+    return Row("drift to fp32", status, limit.text, sentence, look, figures)
 
 
 def failed(candidate: Side, error: CheckError, name: str = "vectors") -> Row:
@@ -160,6 +196,13 @@ def _cards(candidate: Side, baseline: Side) -> str:
     if changed:
         told.append(f"preprocessing differs in {', '.join(changed)}")
     return "; ".join(told)
+
+
+def _directions(path: Path) -> np.ndarray | None:
+    """Unit vectors float64 [n, dim]; None where one has no direction, which other rows say."""
+    rows = np.load(path, allow_pickle=False).astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return None if not np.isfinite(rows).all() or (lengths == 0).any() else rows / lengths
 
 
 def _plain(value: Any) -> str:

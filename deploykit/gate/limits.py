@@ -12,7 +12,7 @@ from deploykit.budget import TERMS, Budget
 from deploykit.errors import RecipeError, nearest
 
 #: What holds where nothing else is said. Sizes and memory must grow by more than 1 MiB as well to count.
-DEFAULT = "standard p50<=+3% size<=+2% memory<=+2%"
+DEFAULT = "standard drift<=+20% p50<=+3% size<=+2% memory<=+2%"
 # One question asked in another term: whoever limits that has answered it.
 _SAME = {"p99": "p50"}
 
@@ -29,7 +29,14 @@ def limits(given: str | os.PathLike[str] | Budget | None) -> Budget:
     wanted = given if isinstance(given, Budget) else Budget.parse(_text(given))
     said = {limit.term for limit in wanted.limits}
     said |= {_SAME[term] for term in said if term in _SAME}
-    return Budget((*wanted.limits, *(limit for limit in default.limits if limit.term not in said)))
+    # A profile says how far from the baseline, and leaves open how much further from fp32.
+    open_too = "drift" not in spelled(given)
+    rest = [
+        limit
+        for limit in default.limits
+        if limit.term not in said or (open_too and limit.relative and limit.term == "drift")
+    ]
+    return Budget((*wanted.limits, *rest))
 
 
 def spelled(given: str | os.PathLike[str] | Budget | None) -> frozenset[str]:

@@ -24,6 +24,7 @@ from deploykit.gate.sides import (
     Side,
     check_comparable,
     check_hardware,
+    comparable_to_fp32,
     encode,
     facts,
     interpreter,
@@ -194,7 +195,21 @@ class _Run:
                     if side is baseline:
                         raise unusable(error) from error
                     return [accuracy.failed(candidate, error)]
-            return accuracy.accuracy_rows(self.budget, self.spelled, self.found, (candidate, baseline), files)
+            rows = accuracy.accuracy_rows(self.budget, self.spelled, self.found, (candidate, baseline), files)
+            return rows + self._further(wanted, files)
+
+    def _further(self, wanted: Mapping[str, str | None], files: tuple[Path, Path]) -> list[Row]:
+        """The row on the drift to fp32, where both sides are the same precision of the same fp32 model."""
+        candidate, baseline = self.sides["candidate"], self.sides["baseline"]
+        limited = [limit for limit in self.budget.only(["drift"]).limits if limit.relative]
+        if not limited or not comparable_to_fp32(candidate, baseline):
+            return []
+        fp32 = replace(baseline, variant=baseline.bundle.portable.name)
+        path = files[0].with_name("fp32.npy")
+        self.on_progress(f"encoding with {fp32.label}")
+        encode(fp32, wanted, path, self.choices.threads, self.choices.timing.timeout_s + len(self.found))
+        rows = [accuracy.further_row(limit, candidate, (*files, path)) for limit in limited]
+        return [row for row in rows if row is not None]
 
     def _times(self) -> list[Row]:
         try:

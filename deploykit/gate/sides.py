@@ -120,6 +120,17 @@ def check_comparable(candidate: Side, baseline: Side) -> Side:
     return Side(baseline.arm, baseline.path, baseline.bundle, named, baseline.python)
 
 
+def comparable_to_fp32(candidate: Side, baseline: Side) -> bool:
+    """Are both the same lower precision of the same fp32 model, file by file?"""
+    ours, theirs = (side.bundle.variant(side.variant or "portable") for side in (candidate, baseline))
+    stems = [side.bundle.portable.path.rpartition(".")[0] + "." for side in (candidate, baseline)]
+    weights = [
+        {name: entry.sha256 for name, entry in side.bundle.manifest.files.items() if name.startswith(stem)}
+        for side, stem in zip((candidate, baseline), stems, strict=True)
+    ]
+    return ours.precision == theirs.precision != "fp32" and weights[0] == weights[1]
+
+
 def facts(sides: Sequence[Side], threads: int | None, timeout_s: float) -> dict[Arm, Facts]:
     """Load and audit every side, at once: what is counted here does not depend on time."""
 

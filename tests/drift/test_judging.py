@@ -95,3 +95,9 @@ def test_false_passes_are_rare_even_for_losses_with_a_long_tail():
         candidate = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
         passes += judged(compare(reference, candidate), f"drift<={limit:.9f}")[0] == "PASS"
     assert passes <= 10
+
+
+def test_a_change_of_the_drift_has_no_baseline_here(vectors, noisy):
+    with pytest.raises(RecipeError, match=r"drift<=\+20% limits how much further from fp32") as caught:
+        judged(compare(vectors[0], noisy(0.2)), "drift<=+20%")
+    assert "gate" in caught.value.hint

@@ -94,15 +94,17 @@ def save_model(path, *, pooling="mean", normalized=True, int8=False, noise=0.0, 
     return path
 
 
-def bundle(place, *, modality_dim=DIM, card=None, settings=None, **faults):
-    """A bundle at ``place`` with one variant, ``onnxruntime-int8`` with ``int8``, else ``onnxruntime-fp32``."""
+def bundle(place, *, modality_dim=DIM, card=None, settings=None, lowering_noise=0.0, **faults):
+    """A bundle at ``place`` with one variant, ``onnxruntime-int8`` with ``int8``, else ``onnxruntime-fp32``;
+    ``lowering_noise`` is in the variant and not in the portable model.
+    """
     place = Path(place)
     work = place.with_suffix(".work")
     work.mkdir(parents=True)
     portable = save_model(work / "portable.onnx", **{k: v for k, v in faults.items() if k != "int8"})
     precision = "int8" if faults.get("int8") else "fp32"
     name, file = f"onnxruntime-{precision}", f"models/onnxruntime-{precision}.onnx"
-    model = save_model(work / "model.onnx", **faults)
+    model = save_model(work / "model.onnx", **(faults | ({"noise": lowering_noise} if lowering_noise else {})))
     # What the manifest says of an audit is not believed by a gate.
     boast = {"asked": precision, "products": {precision: 1}, "sentence": f"all in {precision}"}
     variant = Variant(name, "onnxruntime", precision, file, settings or {}, audit=boast)
@@ -113,7 +115,8 @@ def bundle(place, *, modality_dim=DIM, card=None, settings=None, **faults):
         portable=portable,
         variants=[(variant, {file: model})],
         files=files,
-        selftest=SelfTest("selftest/inputs.json", "selftest/reference.npy", {name: 0.99}),
+        # What a gate is for came past the self-test.
+        selftest=SelfTest("selftest/inputs.json", "selftest/reference.npy", {name: -1.0, "portable": -1.0}),
         default=name,
     )
     return write_bundle(place, contents).root

@@ -117,6 +117,36 @@ def test_a_careless_requantization_fails_and_a_careful_one_passes(bundles, judge
     assert 0 < row(careful, "drift").figures["measured"] < 0.001
 
 
+def test_a_model_lowered_less_well_fails_though_it_is_close_to_the_baseline(bundles, judged, data):
+    old = bundles("lowered", int8=True, lowering_noise=0.08)
+    new = bundles("lowered-less-well", int8=True, lowering_noise=0.13)
+    result = judged(new, old, data=str(data))
+    assert row(result, "drift").status == row(result, "p1").status == "PASS"
+    found = row(result, "drift to fp32")
+    assert found.status == result.status == "FAIL"
+    assert found.limit == "drift<=+20%"
+    assert found.figures["candidate"] > 1.5 * found.figures["baseline"] > 0.001
+    assert found.figures["change"] == pytest.approx(found.figures["candidate"] - found.figures["baseline"])
+    assert "calibration" in found.look
+    assert row(judged(old, new, data=str(data)), "drift to fp32").status == "PASS"
+    assert row(judged(new, old, data=str(data), budget="drift<=+400%"), "drift to fp32").status == "PASS"
+    assert "drift to fp32" not in names(judged(new, old, data=str(data), budget="drift<=0.01"))
+
+
+def test_the_way_to_fp32_is_asked_only_of_one_precision_of_one_model(bundles, judged, data):
+    of_another_model = judged(bundles("careful", noise=0.02), data=str(data))
+    assert "drift to fp32" not in names(of_another_model)
+    lower = judged(bundles("lowered", int8=True, lowering_noise=0.08), bundles(), data=str(data), everything=True)
+    assert "drift to fp32" not in names(lower)
+
+
+def test_a_few_inputs_do_not_tell_which_is_further_from_fp32(bundles, judged, tmp_path):
+    path = tmp_path / "few.txt"
+    path.write_text("w1 w2\nw3 w4\nw5 w6\n")
+    old, new = bundles("lowered", int8=True, lowering_noise=0.08), bundles("worse", int8=True, lowering_noise=0.3)
+    assert row(judged(new, old, data=str(path), everything=True), "drift to fp32").status == "INCONCLUSIVE"
+
+
 def test_a_limit_nobody_asked_for_is_left_out_where_there_is_too_little_data(bundles, judged):
     found = row(judged(bundles("careful", noise=0.02)), "p1")
     assert found.status == "NOT MEASURED"
