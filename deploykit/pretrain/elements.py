@@ -99,12 +99,16 @@ class Patches:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids below ``vocabulary``; those below ``reserved`` are special, ``blank`` among them stands for a hidden one."""
+    """Ids below ``vocabulary``; those below ``reserved`` are special, ``blank`` among them stands for a hidden one.
+
+    ``counts``: how often each id stands in the data; empty where nobody counted.
+    """
 
     length: int
     vocabulary: int
     blank: int
     reserved: int
+    counts: tuple[int, ...] = ()
 
     droppable = False
     differentiable = False

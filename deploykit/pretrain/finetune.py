@@ -82,7 +82,11 @@ def train(encoder: nn.Module, adapter: Any, learn: Held, options: FinetuneSectio
         rows = tuple(t[places].to(device) for t in learn.tensors)
         draws = Draws(step_seed(seed, step, 1), len(places), 0, len(places), device)
         given = adapter.views(rows, 1, draws)[0] if options.augment else adapter.clean(rows)
-        loss = F.cross_entropy(model(given).float(), learn.labels[places].to(device))
+        if given.values.ndim == 4:
+            given = given._replace(values=given.values.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            scores = model(given)
+        loss = F.cross_entropy(scores.float(), learn.labels[places].to(device))
         if not math.isfinite(float(loss.detach())):
             hint = "lower finetune.lr; the trained encoder itself is whole in the last checkpoint"
             raise CheckError(f"the loss of fine-tuning is {float(loss.detach())} at step {step + 1}", hint=hint)

@@ -70,6 +70,7 @@ class TrainingSection:
     what is then judged and exported. ``save_every`` and ``log_every`` count steps. ``precision``: bf16 is autocast.
     ``tensorboard`` writes the metrics as its event files too, into the folder of that name.
     ``shard``: every process keeps a part of the weights and of the optimizer's state alone (FSDP2), not all of them.
+    ``grouped``: so many batches of texts are sorted by length together, so that a batch holds little padding; 0: none.
     ``compile`` hands the encoder's forward to torch.compile; objectives that hide elements go past it.
     """
 
@@ -87,6 +88,7 @@ class TrainingSection:
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
     shard: bool = False
+    grouped: int = 0
     ema: float = 0.0
     log_every: int = 10
     save_every: int = 200
@@ -99,6 +101,7 @@ class ProbeSection:
 
     ``neighbours`` of the kNN vote; ``ridges`` are strengths of the linear probe's penalty, per sample, of which each
     encoder takes the one that does best at leaving one out. ``rank_alarm``: an effective rank below this is a collapse.
+    ``precision``: bf16 encodes the probe's data under autocast, which halves the time that judging takes.
     """
 
     every: int = 0
@@ -106,6 +109,7 @@ class ProbeSection:
     neighbours: int = 20
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     rank_alarm: float = 4.0
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class FinetuneSection:
     """Supervised training of a copy at the end, judged on the held-out part and once on the test data.
 
     ``epochs`` 0: none. It learns from the labels of the data that the probes learn from, all of them; ``augment``: on
-    one view of each input.
+    one view of each input. ``precision``: bf16 is autocast.
     """
 
     epochs: float = 0.0
@@ -121,11 +125,15 @@ class FinetuneSection:
     lr: float = 5e-4
     weight_decay: float = 0.05
     augment: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """One pretraining run, fully decided; ``options`` of the pieces are their own dataclasses."""
+    """One pretraining run, fully decided; ``options`` of the pieces are their own dataclasses.
+
+    ``start``: the folder of a finished run of the same encoder, whose weights and vocabulary this one begins with.
+    """
 
     objective: str
     encoder: str
@@ -134,6 +142,7 @@ class PretrainRecipe:
     data: DataSection
     output: Path
     seed: int = 0
+    start: str = ""
     training: TrainingSection = TrainingSection()
     probe: ProbeSection = field(default_factory=ProbeSection)
     finetune: FinetuneSection = field(default_factory=FinetuneSection)
@@ -162,7 +171,7 @@ class PretrainRecipe:
     def from_data(cls, data: Mapping[str, Any], where: str = "recipe", base: Path | None = None) -> PretrainRecipe:
         """Check plain data (the section) and build the recipe."""
         place = f"{where}: [pretrain]"
-        known = ["output", "seed", "data", "training", "probe", "finetune", *PIECES]
+        known = ["output", "seed", "start", "data", "training", "probe", "finetune", *PIECES]
         settings.refuse_unknown(data, known, f"{place} has no key")
         for key in ("output", "data"):
             if key not in data:
@@ -181,6 +190,7 @@ class PretrainRecipe:
             data=_located(section, base),
             output=_from(base, Path(settings.typed(str, data["output"], f"{place} output"))),
             seed=settings.typed(int, data.get("seed", 0), f"{place} seed"),
+            start=_run_at(base, settings.typed(str, data.get("start", ""), f"{place} start")),
             training=settings.read(TrainingSection, data.get("training", {}), f"{where}: [pretrain.training]"),
             probe=settings.read(ProbeSection, data.get("probe", {}), f"{where}: [pretrain.probe]"),
             finetune=settings.read(FinetuneSection, data.get("finetune", {}), f"{where}: [pretrain.finetune]"),
@@ -193,6 +203,7 @@ class PretrainRecipe:
         return {
             "output": str(self.output),
             "seed": self.seed,
+            "start": self.start,
             "data": settings.plain(self.data),
             **{k: {"name": getattr(self, k), **settings.plain(self.options[k])} for k in PIECES},
             "training": settings.plain(self.training),
@@ -224,6 +235,7 @@ def _check(recipe: PretrainRecipe, place: str) -> None:
         (recipe.finetune.epochs < 0, f"finetune.epochs is {recipe.finetune.epochs}", "give 0 for none, or more"),
         (recipe.finetune.batch < 2, f"finetune.batch is {recipe.finetune.batch}", "give 2 or more"),
         (len(training.betas) != 2, f"training.betas are {list(training.betas)}", "give two numbers"),
+        (training.grouped < 0, f"training.grouped is {training.grouped}", "give 0 for none, or more"),
         (training.log_every < 1 or training.save_every < 1, "log_every or save_every is below 1", "give 1 or more"),
         (bool(data.test and data.test_names), "data has test and test_names", "leave one of them out"),
         (
@@ -270,6 +282,10 @@ def _located(data: DataSection, base: Path | None) -> DataSection:
     return dataclasses.replace(
         data, train=tuple(located(s) for s in data.train), probe=located(data.probe), test=located(data.test)
     )
+
+
+def _run_at(base: Path | None, folder: str) -> str:
+    return str(_from(base, Path(folder))) if folder else ""
 
 
 def _from(base: Path | None, path: Path) -> Path:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from deploykit.pretrain.inputs import Held
     from deploykit.pretrain.judge import Judge
+    from deploykit.pretrain.start import Start
 
 CARD = "card.json"
 WEIGHTS = "encoder.safetensors"
@@ -52,19 +53,24 @@ def pretrain(
     import torch
 
     from deploykit.pretrain import board, checkpoint, trainer
+    from deploykit.pretrain import start as starts
 
     done = finished(recipe)
     if done is not None:
         return done
     state = _begin(recipe, resume)
     accelerator = trainer.make_accelerator(recipe.training)
-    adapter, held, digest = _data(recipe, {} if state is None else state.facts)
+    start = starts.read(recipe) if recipe.start else None
+    adapter, held, digest = _data(recipe, _known(state, start))
     trained, judge, learn = _split(recipe, adapter, held)
     torch.manual_seed(recipe.seed)
     encoder = piece("encoder", recipe.encoder).build(adapter.space, recipe.options["encoder"])
     objective = piece("objective", recipe.objective)
-    task = objective.build(adapter.space, encoder, recipe.options["objective"])
     untrained = copy.deepcopy(encoder)
+    if start is not None:
+        start.load_into(encoder)
+    begun = None if start is None else copy.deepcopy(encoder)
+    task = objective.build(adapter.space, encoder, recipe.options["objective"])
     count = objective.views(recipe.options["objective"])
     job = trainer.Job(
         task=task,
@@ -77,6 +83,7 @@ def pretrain(
         seed=recipe.seed,
         folder=recipe.output,
         facts=adapter.facts,
+        lengths=adapter.lengths(held.tensors) if hasattr(adapter, "lengths") else None,
         judge=lambda e, step: judge.figures(e),
         judge_every=recipe.probe.every,
     )
@@ -88,7 +95,7 @@ def pretrain(
     card = {
         **_facts(recipe, encoder, adapter, held, digest),
         "training": {**figures, "device": str(accelerator.device), "processes": accelerator.num_processes},
-        "probes": _probes(judge, encoder, untrained.to(accelerator.device)),
+        "probes": _probes(judge, encoder, untrained.to(accelerator.device), begun and begun.to(accelerator.device)),
         **_finetuned(recipe, judge, learn, encoder, untrained),
     }
     if accelerator.is_main_process:
@@ -156,9 +163,24 @@ def _same(told: Any, recipe: PretrainRecipe) -> bool:
 
 
 def _digest(recipe: PretrainRecipe) -> str:
+    """Of what is learnt from: the data, and the weights of another run where this one starts from them."""
     from deploykit.data import digests
 
-    return "+".join(digests.of(spec) for spec in recipe.data.train)
+    return "+".join([*(digests.of(spec) for spec in recipe.data.train), *_weights_digest(recipe)])
+
+
+def _weights_digest(recipe: PretrainRecipe) -> list[str]:
+    from deploykit.data import digests
+
+    return [digests.of(f"{recipe.start}/{WEIGHTS}")] if recipe.start else []
+
+
+def _known(state: Any, start: Start | None) -> Mapping[str, Any]:
+    """The facts of the data that are settled: those of the run that is resumed, or that this one starts from."""
+    if state is not None:
+        facts: Mapping[str, Any] = state.facts
+        return facts
+    return {} if start is None else start.facts
 
 
 def _begin(recipe: PretrainRecipe, resume: bool) -> Any:
@@ -186,7 +208,8 @@ def _data(recipe: PretrainRecipe, facts: Mapping[str, Any]) -> tuple[Any, Held, 
     given = inputs.read(options.train, recipe.modality, options.limit, options.names, trained)
     module, own = piece("modality", recipe.modality), recipe.options["modality"]
     adapter = module.Adapter(own, dict(facts)) if facts else module.Adapter.fit(own, given.inputs, recipe.seed)
-    return adapter, inputs.hold(adapter, given, options, recipe.output), given.digest
+    digest = "+".join([given.digest, *_weights_digest(recipe)])
+    return adapter, inputs.hold(adapter, given, options, recipe.output), digest
 
 
 def _split(recipe: PretrainRecipe, adapter: Any, held: Held) -> tuple[Tensor, Judge, Held]:
@@ -207,13 +230,15 @@ def _split(recipe: PretrainRecipe, adapter: Any, held: Held) -> tuple[Tensor, Ju
         labelled = held
         kept, asked = inputs.split(len(held), options.holdout, recipe.seed)
         trained = kept
-    bank = labelled.rows(kept[: recipe.probe.samples])
+    bank, query = (labelled.rows(places[: recipe.probe.samples]) for places in (kept, asked))
+    if options.probe and labelled.pairs:  # nothing is fitted to them, so that all of them can be asked
+        bank = query = labelled
     test = None
     if options.test or options.test_names:
         specs = [options.test] if options.test else options.train
         given = inputs.read(specs, recipe.modality, 0, options.names, inputs.fits(options.test_names))
         test = inputs.hold(adapter, given, options, recipe.output, labelled.classes)
-    judge = Judge(adapter, bank, labelled.rows(asked[: recipe.probe.samples]), test, recipe.probe)
+    judge = Judge(adapter, bank, query, test, recipe.probe)
     if not recipe.finetune.epochs:
         return trained, judge, bank
     if labelled.labels is None:  # told now, not after the training
@@ -230,9 +255,10 @@ def _check_split(recipe: PretrainRecipe, processes: int) -> None:
         )
 
 
-def _probes(judge: Judge, encoder: nn.Module, untrained: nn.Module) -> dict[str, Any]:
-    rows = {"trained": encoder, "random initialisation": untrained, "raw input": None}
-    return {name: judge.final(e) for name, e in rows.items()}
+def _probes(judge: Judge, encoder: nn.Module, untrained: nn.Module, begun: nn.Module | None) -> dict[str, Any]:
+    """``begun``: what a run that started from another one's weights began with."""
+    rows = {"trained": encoder, **({} if begun is None else {"start": begun})}
+    return {name: judge.final(e) for name, e in {**rows, "random initialisation": untrained, "raw input": None}.items()}
 
 
 def _finetuned(
@@ -258,6 +284,7 @@ def _facts(recipe: PretrainRecipe, encoder: Any, adapter: Any, held: Held, diges
         "encoder": {"name": recipe.encoder, "options": plain(recipe.options["encoder"])},
         "pooling": encoder.pooling,
         "objective": {"name": recipe.objective, **plain(recipe.options["objective"])},
+        **({"start": recipe.start} if recipe.start else {}),
         **adapter.card(recipe.output),
         "data": {
             "train": list(recipe.data.train),

@@ -35,8 +35,8 @@ class Job:
     """One training: the ``task`` (an objective around its ``encoder``), the data, and what is told to whom.
 
     ``held`` are tensors in memory with the samples as their first axis, of which those at ``places`` are trained on.
-    ``views(rows, draws)`` makes the inputs of one
-    step from some rows of them. ``judge(encoder, step)`` gives figures for the metrics, every ``judge_every`` steps.
+    ``views(rows, draws)`` makes the inputs of one step from some rows of them. ``lengths`` of the samples are what
+    ``training.grouped`` sorts by. ``judge(encoder, step)`` gives figures for the metrics, every ``judge_every`` steps.
     """
 
     task: nn.Module
@@ -49,6 +49,7 @@ class Job:
     seed: int
     folder: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
+    lengths: Tensor | None = None
     judge: Callable[[nn.Module, int], Line] | None = None
     judge_every: int = 0
     on_line: Callable[[Line], None] | None = None
@@ -277,8 +278,11 @@ def _channels_last(values: Tensor) -> Tensor:
 
 
 def _orders(job: Job) -> Callable[[int], Tensor]:
-    """The samples of each step: a new order of all every epoch; a rest smaller than a batch waits for the next."""
-    samples, batch = len(job.places), job.options.batch
+    """The samples of each step: a new order of all every epoch; a rest smaller than a batch waits for the next.
+
+    Where they are grouped, so many batches of that order are sorted by length, and all batches then take a new order.
+    """
+    samples, batch, lengths = len(job.places), job.options.batch, job.lengths
     whole = samples // batch
     known: dict[int, Tensor] = {}
 
@@ -286,7 +290,13 @@ def _orders(job: Job) -> Callable[[int], Tensor]:
         epoch, place = divmod(step, whole)
         if epoch not in known:
             known.clear()
-            known[epoch] = torch.randperm(samples, generator=torch.Generator().manual_seed(step_seed(job.seed, epoch)))
+            generator = torch.Generator().manual_seed(step_seed(job.seed, epoch))
+            order = torch.randperm(samples, generator=generator)
+            if lengths is not None and job.options.grouped:
+                groups = torch.split(order[: whole * batch], batch * job.options.grouped)
+                order = torch.cat([g[lengths[job.places[g]].argsort(stable=True)] for g in groups])
+                order = order.view(whole, batch)[torch.randperm(whole, generator=generator)].flatten()
+            known[epoch] = order
         return known[epoch][place * batch : (place + 1) * batch]
 
     return rows

@@ -9,6 +9,7 @@ from deploykit.pretrain import run
 from deploykit.pretrain.draws import Draws
 from deploykit.pretrain.elements import Input, Patches, Tokens
 from deploykit.pretrain.encoders import cnn, resnet, transformer
+from deploykit.pretrain.encoders._pooling import Pooled
 from deploykit.pretrain.objectives import adversarial, match, predict
 from tests.pretrain import made
 
@@ -46,6 +47,25 @@ def test_half_of_the_vector_is_the_maximum_over_time(name):
     assert torch.equal(encoder(given)[:, encoder.dim // 2 :], maps.amax(dim=2).flatten(1))
 
 
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+def test_quarters_are_means_of_their_own_parts_of_the_maps(name):
+    torch.manual_seed(0)
+    encoder = BUILT[name]("quarters").eval()
+    given = Input(torch.randn(2, 1, 16, 16))
+    maps = encoder.body(given.values)
+    quarters = encoder(given).reshape(2, -1, 2, 2)
+    assert encoder.dim == 4 * maps.shape[1]
+    torch.testing.assert_close(quarters[:, :, 0, 1], maps[:, :, :2, 2:].mean(dim=(2, 3)))
+    torch.testing.assert_close(quarters.mean(dim=(2, 3)), maps.mean(dim=(2, 3)))
+
+
+def test_quarters_of_an_odd_number_share_the_middle():
+    maps = torch.arange(9.0).reshape(1, 1, 3, 3)
+    assert Pooled("quarters", 1, 3)(maps).tolist() == [[2.0, 3.0, 5.0, 6.0]]
+    with pytest.raises(RecipeError, match="1 x 3 have no quarters"):
+        Pooled("quarters", 1, 3)(maps[:, :, :1])
+
+
 @pytest.mark.parametrize("objective", [match, predict, adversarial])
 def test_every_objective_trains_an_encoder_that_keeps_bands(objective):
     task = objective.build(SPACE, BUILT["transformer"]("time"), objective.Options())
@@ -65,15 +85,21 @@ def test_a_transformer_refuses_views_of_another_size():
         BUILT["transformer"]("mean")(Input(torch.randn(2, 1, 8, 12)))
 
 
-@pytest.mark.parametrize("encoder", ["resnet", "transformer"])
-def test_an_encoder_that_keeps_bands_exports_and_says_how_it_pools(tmp_path, encoder):
+@pytest.mark.parametrize(
+    ("encoder", "pool", "words"),
+    [
+        ("resnet", "time", "mean and max over time"),
+        ("transformer", "time", "mean over time"),
+        ("resnet", "quarters", "mean of each quarter"),
+    ],
+)
+def test_an_encoder_that_keeps_places_exports_and_says_how_it_pools(tmp_path, encoder, pool, words):
     data = made.sounds(tmp_path / "sounds")
     recipe = made.recipe(tmp_path / "run", data, modality="audio", encoder=encoder)
     table = recipe.to_data()
-    table["encoder"]["pool"] = "time"
+    table["encoder"]["pool"] = pool
     outcome = run.pretrain(run.PretrainRecipe.from_data(table))
-    assert outcome.card["pooling"].startswith("mean")
-    assert outcome.card["pooling"].endswith("over time")
+    assert outcome.card["pooling"] == words
     source = sources.open_source(str(outcome.folder))
     assert source.card.embedding.pooling == outcome.card["pooling"]
     assert source.card.embedding.dim == outcome.card["probes"]["trained"]["held_out"]["dim"]

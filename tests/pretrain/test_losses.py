@@ -190,6 +190,26 @@ def test_the_generator_fills_hidden_places_alone_and_the_encoder_sees_the_others
     assert all(p.grad is not None for p in task.parameters())
 
 
+@pytest.mark.parametrize("space", [Patches((1, 8, 8), (2, 2)), Tokens(12, 40, 4, 5)])
+def test_a_tied_generator_is_the_encoder_and_does_not_see_what_it_fills(space):
+    task = adversary(space, tied=True, share=0.5).eval()
+    patches = isinstance(space, Patches)
+    elements = torch.randn(3, 16, 4) if patches else torch.randint(5, 40, (3, 12))
+    hidden = choose_hidden(space, elements, None, 0.5, Draws(2, 3, 0, 3))
+    places = hidden.float().argsort(dim=1, descending=True)[:, : int(hidden[0].sum())]
+    made = task._generated(elements, hidden, places, None, Draws(0, 3, 0, 3))
+    assert made.shape == (3, space.length, 16)
+    if patches:
+        other = torch.where(hidden.unsqueeze(-1), torch.randn_like(elements), elements)
+        torch.testing.assert_close(task._generated(other, hidden, places, None, Draws(0, 3, 0, 3)), made)
+    made.sum().backward()
+    assert all(p.grad is not None for p in task.encoder.blocks.parameters())
+
+
+def test_the_places_that_are_left_are_the_others_in_their_order():
+    assert adversarial._others(torch.tensor([[4, 0], [1, 2]]), 5).tolist() == [[1, 2, 3], [0, 3, 4]]
+
+
 def test_correcting_scores_the_real_elements_at_hidden_places():
     space = Patches((1, 4, 4), (2, 2))
     task = adversary(space, share=0.5, correct=1.0)
@@ -316,6 +336,36 @@ def test_the_embedding_predicts_the_hidden_tokens_too():
     pictures = Patches((1, 8, 8), (2, 2))
     with pytest.raises(RecipeError, match="hidden tokens alone"):
         predict.build(pictures, small(pictures), predict.Options(pooled=1.0))
+
+
+def test_the_text_alone_may_be_asked_and_frequent_tokens_count_less():
+    counts = (0,) * 5 + (900, 90) + (1,) * 10
+    space = Tokens(6, 17, 4, 5, counts)
+    options = predict.Options(share=0.5, pooled=1.0, token=0.0, frequent=0.01)
+    task = predict.build(space, small(space), options)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [5, 5, 5, 6, 6, 7]])
+    loss, parts = task([Input(ids)], Draws(1, 2, 0, 2))
+    draws = Draws(1, 2, 0, 2)
+    hidden = choose_hidden(space, ids, None, 0.5, draws)
+    embedding = task.encoder(Input(space.hide(ids, hidden, draws)))
+    scores = (task.whole(embedding) @ task.encoder.stem.weight.T + task.outer.bias).softmax(-1).detach()
+    weigh = {5: 0.01**0.5 / 0.9**0.5, 6: 0.01**0.5 / 0.09**0.5}
+    found = [(weigh.get(int(ids[i, j]), 1.0), float(scores[i, ids[i, j]])) for i, j in hidden.nonzero().tolist()]
+    plain = sum(-w * math.log(p) for w, p in found) / sum(w for w, _ in found)
+    assert float(loss.detach()) == pytest.approx(plain, rel=1e-5)
+    assert list(parts) == ["pooled"]
+    loss.backward()
+    assert all(p.grad is not None for p in task.parameters())
+    with pytest.raises(RecipeError, match="weighs tokens by 0"):
+        predict.build(space, small(space), predict.Options(token=0.0))
+
+
+def test_the_first_prediction_is_how_often_tokens_stand_in_the_data():
+    counts = (0,) * 5 + (60, 30, 10)
+    space = Tokens(6, 8, 4, 5, counts)
+    task = predict.build(space, small(space), predict.Options())
+    shares = task.outer(torch.zeros(1, 16), task.encoder).softmax(-1)[0]
+    torch.testing.assert_close(shares[5:], torch.tensor([0.6, 0.3, 0.1]), atol=5e-3, rtol=0)
 
 
 def test_averaged_weights_follow_quickly_at_first():

@@ -58,6 +58,26 @@ def test_the_ridge_is_the_one_that_does_best_when_each_sample_is_left_out():
     assert probe.linear(train, labels, ridges[:1]).ridge == ridges[0]
 
 
+def test_of_many_samples_some_tell_which_ridge_is_best(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    train, labels = torch.randn(400, 20, generator=generator), torch.arange(400) % 4
+    train[torch.arange(400), labels] += 1.0
+    whole = probe.linear(train, labels, (1e-4, 1e-1, 100.0))
+    monkeypatch.setattr(probe, "_CHUNK", 150)
+    part = probe.linear(train, labels, (1e-4, 1e-1, 100.0))
+    assert part.ridge == whole.ridge
+    torch.testing.assert_close(part.weights, whole.weights)
+
+
+def test_the_rank_of_wide_rows_is_that_of_their_singular_values():
+    vectors = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals((vectors - vectors.mean(dim=0)).double())
+    shares = values / values.sum()
+    expected = float(torch.exp(-(shares * shares.log()).sum()))
+    assert probe.effective_rank(vectors) == pytest.approx(expected, rel=1e-5)
+    assert probe.effective_rank(vectors.T) == pytest.approx(probe.effective_rank(vectors.T.double()), rel=1e-5)
+
+
 def test_more_features_than_samples_are_no_trouble():
     train, labels = torch.randn(10, 40), torch.arange(10) % 2
     assert probe.linear(train, labels, (1e-4, 1.0)).classes(train).tolist() == labels.tolist()

@@ -274,3 +274,21 @@ def mapped_at(address):
         if first <= address < last:
             return line
     return ""
+
+
+def test_grouped_batches_hold_texts_of_one_length_and_every_text(tmp_path):
+    recipe = made.recipe(tmp_path / "run", "x", training={"grouped": 5, "batch": 4})
+    lengths = torch.randint(3, 13, (70,), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(3, 63)
+    facts = {"task": None, "encoder": None, "views": None, "views_per_sample": 1, "folder": tmp_path, "seed": 3}
+    job = trainer.Job(held=(lengths,), places=places, options=recipe.training, lengths=lengths, **facts)
+    rows = trainer._orders(job)
+    epochs = [[rows(step) for step in range(epoch * 15, epoch * 15 + 15)] for epoch in range(2)]
+    for batches in epochs:
+        assert torch.cat(batches).sort().values.tolist() == list(range(60))
+        spans = [int(lengths[places[b]].max() - lengths[places[b]].min()) for b in batches]
+        assert sum(spans) / 15 < 4
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+    assert [len(b) for b in epochs[0]] == [4] * 15
+    means = torch.stack([lengths[places[b]].float().mean() for b in epochs[0]])
+    assert not torch.equal(means, means.sort().values)

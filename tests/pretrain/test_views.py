@@ -76,6 +76,21 @@ def test_spans_of_a_text_keep_its_ends_and_order(tmp_path):
         assert any(own[i : i + len(inner)] == inner for i in range(len(own)))
 
 
+def test_the_same_texts_give_the_same_word_pieces_in_any_order(tmp_path):
+    lines = [line.split(",")[0] for line in made.texts(tmp_path / "t.csv").read_text().splitlines()[1:]]
+    options = text.Options(length=12, vocabulary=300)
+    adapter = text.Adapter.fit(options, lines, 0)
+    assert text.Adapter.fit(options, lines[::-1], 0).facts == adapter.facts
+    pieces = adapter._tokenizer.get_vocab()
+    assert {"[PAD]": 0, "[MASK]": 4}.items() <= pieces.items()
+    assert "##h" in pieces
+    assert adapter._tokenizer.encode("The harbour").tokens == ["[CLS]", "the", "harbour", "[SEP]"]
+    assert adapter._tokenizer.decode(adapter._tokenizer.encode("the shipping wave").ids) == "the shipping wave"
+    places = [adapter._tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
+    counted = np.bincount(np.concatenate([np.array(ids) for ids in places]), minlength=len(pieces))
+    assert adapter.space.counts == tuple(counted.tolist())
+
+
 def test_a_window_zooms_in_time_and_leaves_the_bands():
     picture = torch.zeros(1, 1, 16, 8)
     picture[:, :, :, 3] = 1.0

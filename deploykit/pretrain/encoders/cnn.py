@@ -9,19 +9,20 @@ from torch import Tensor, nn
 from deploykit.errors import RecipeError
 from deploykit.pretrain.distributed import BatchNorm2d
 from deploykit.pretrain.elements import Input, Patches, Space
-from deploykit.pretrain.encoders._pooling import WORDS, Pool, Pooled, halved
+from deploykit.pretrain.encoders._pooling import WORDS, MapPool, Pooled, halved
 
 
 @dataclass(frozen=True)
 class Options:
     """``width`` channels in the first stage, twice as many in each further one of ``stages``.
 
-    ``pool``: mean over all places, or mean and maximum over time, for spectrograms (`_pooling`).
+    ``pool``: mean over all places; of each quarter, which costs nothing and tells more; or mean and maximum over time,
+    for spectrograms (`_pooling`).
     """
 
     width: int = 32
     stages: int = 3
-    pool: Pool = "mean"
+    pool: MapPool = "mean"
 
 
 class Encoder(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deploykit.errors import RecipeError
 from deploykit.pretrain.distributed import BatchNorm2d
 from deploykit.pretrain.elements import Input, Patches, Space
-from deploykit.pretrain.encoders._pooling import WORDS, Pool, Pooled, halved
+from deploykit.pretrain.encoders._pooling import WORDS, MapPool, Pooled, halved
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,14 @@ class Options:
     """``width`` channels in the first stage, doubled in each further one; ``blocks`` basic blocks a stage.
 
     ``stem_stride`` 2 halves the picture at once: four times less arithmetic, for pictures that can bear it.
-    ``pool``: mean over all places, or mean and maximum over time, for spectrograms (`_pooling`).
+    ``pool``: mean over all places; of each quarter, which costs nothing and tells more; or mean and maximum over time,
+    for spectrograms (`_pooling`).
     """
 
     width: int = 64
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     stem_stride: int = 1
-    pool: Pool = "mean"
+    pool: MapPool = "mean"
 
 
 class _Block(nn.Module):

@@ -8,5 +8,6 @@ A file offers ``Options`` (frozen dataclass) and ``Adapter`` with
 - ``read(input)``: one raw input as a tuple of arrays, which `InputError` when it cannot be read;
 - ``clean(held)`` and ``views(held, count, draws)``: rows of held tensors as the encoder takes them;
 - ``raw(held)``: numbers to compare the encoder with, [n, features], before any training;
-- ``card(folder)``: inputs and preprocessing of the exported encoder.
+- ``card(folder)``: inputs and preprocessing of the exported encoder;
+- ``lengths(held)``: the length of each sample, where they differ.
 """

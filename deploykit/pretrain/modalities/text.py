@@ -6,6 +6,7 @@ SimCSE: Gao et al. 2021, arXiv:2104.08821.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Options:
 
 
 class Adapter:
-    """Facts: the tokenizer, as the text of its file."""
+    """Facts: the tokenizer, as the text of its file, and how often each of its pieces stands in the data."""
 
     modality = "text"
 
@@ -52,23 +53,28 @@ class Adapter:
         self._tokenizer = _tokenizers().Tokenizer.from_str(facts["tokenizer"])
         self._tokenizer.enable_truncation(options.length)
         size = self._tokenizer.get_vocab_size()
-        self.space = Tokens(options.length, size, _MASK, len(_SPECIAL))
+        self.space = Tokens(options.length, size, _MASK, len(_SPECIAL), tuple(facts.get("counts", ())))
 
     @classmethod
     def fit(cls, options: Options, inputs: Sequence[Any], seed: int) -> Adapter:
-        """Learn the word pieces from all the texts."""
+        """Learn the word pieces from all the texts, the same ones each time."""
         tokenizers = _tokenizers()
-        made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-        made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=options.lower)
-        made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        trainer = tokenizers.trainers.WordPieceTrainer(
-            vocab_size=options.vocabulary, special_tokens=list(_SPECIAL), show_progress=False
-        )
-        made.train_from_iterator((text for text in inputs if text.strip()), trainer)
+        normalizer = tokenizers.normalizers.BertNormalizer(lowercase=options.lower)
+        cutter = tokenizers.pre_tokenizers.BertPreTokenizer()
+        words = Counter(word for text in inputs for word, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text)))
+        pieces = [*_SPECIAL, *_pieces(words, options.vocabulary - len(_SPECIAL))]
+        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+        made.normalizer, made.pre_tokenizer = normalizer, cutter
+        made.add_special_tokens(list(_SPECIAL))
         ends = [("[CLS]", _CLS), ("[SEP]", _SEP)]
         made.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
         made.decoder = tokenizers.decoders.WordPiece()
-        return cls(options, {"tokenizer": made.to_str()})
+        counts = [0] * len(pieces)
+        for word, count in words.items():
+            for piece in made.encode(word, add_special_tokens=False).ids:
+                counts[piece] += count
+        return cls(options, {"tokenizer": made.to_str(), "counts": counts})
 
     def read(self, given: Any) -> tuple[np.ndarray, ...]:
         """One text as ids int32 [length], filled with padding, and its count of tokens."""
@@ -78,6 +84,10 @@ class Adapter:
         ids = np.full(self.options.length, _PAD, np.int32)
         ids[: len(found)] = found
         return ids, np.array(len(found), np.int32)
+
+    def lengths(self, held: tuple[Tensor, ...]) -> Tensor:
+        """How many tokens each text has."""
+        return held[1]
 
     def clean(self, held: tuple[Tensor, ...]) -> Input:
         """Ids and what of them is no padding, cut to the longest of the batch."""
@@ -125,6 +135,28 @@ def _cut(ids: Tensor, counts: Tensor) -> Input:
     longest = int(counts.max())
     valid = torch.arange(longest, device=ids.device)[None] < counts[:, None]
     return Input(ids[:, :longest], valid.long())
+
+
+def _pieces(words: Counter[str], count: int) -> list[str]:
+    """The pieces of a vocabulary, by merging what stands side by side most often; the most basic ones first.
+
+    The trainer of word pieces numbers those inside of words in the order of a hash table, which is another one each
+    time, and so breaks ties anew. The trainer of byte pairs sorts its letters: here a letter inside of a word is
+    another one than the same letter in front.
+    """
+    tokenizers = _tokenizers()
+    letters = sorted({(place > 0, letter) for word in words for place, letter in enumerate(word)})
+    signs = {letter: chr(0x10000 + i) for i, letter in enumerate(letters)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=count, show_progress=False)
+    told = ("".join(signs[place > 0, letter] for place, letter in enumerate(word)) + " " for word in sorted(words))
+    made.train_from_iterator((sign * words[word] for sign, word in zip(told, sorted(words), strict=True)), trainer)
+    found = made.get_vocab()
+    plain = {sign: letter for letter, sign in signs.items()}
+    return [
+        "##" * plain[piece[0]][0] + "".join(plain[sign][1] for sign in piece) for piece in sorted(found, key=found.get)
+    ]
 
 
 def _tokenizers() -> Any:

@@ -33,6 +33,9 @@ class Options:
     what stood at a generated one's place can be copied from it. ``residual``: as much of what the generator missed at
     another place is added to each generated patch, which without it is told by its smoothness alone.
     ``augmented``: the input is one view of the sample and not the sample as it is.
+    ``tied``: the encoder itself reads what is left of the input and the generator is no more than a decoder behind it,
+    so that both losses train it (all weights tied, as ELECTRA's section 3.2 tries): where a generated patch is told by
+    its looks alone, telling teaches an encoder little of what is in the picture.
     """
 
     share: float = 0.25
@@ -47,6 +50,7 @@ class Options:
     residual: float = 0.0
     head: int = 1
     augmented: bool = False
+    tied: bool = False
 
 
 class Adversarial(nn.Module):
@@ -56,7 +60,7 @@ class Adversarial(nn.Module):
         super().__init__()
         self.space, self.encoder, self.options = space, encoder, options
         sizes = transformer.Options(width=options.width, depth=options.depth, heads=options.heads)
-        self.generator = transformer.Encoder(space, sizes)
+        self.generator: Any = Tied(space, encoder.width, sizes) if options.tied else transformer.Encoder(space, sizes)
         self.fill = nn.Linear(options.width, space.outputs)
         self.head = Head(encoder.width, options.head)
         self.correct = Outputs(space, encoder.width) if options.correct else None
@@ -69,7 +73,7 @@ class Adversarial(nn.Module):
         # The generator's last layer runs at hidden places: with a vocabulary of thousands it costs more than the rest.
         places = hidden.float().argsort(dim=1, descending=True)[:, : max(1, round(options.share * hidden.shape[1]))]
         asked, real = hidden.gather(1, places), _gather(elements, places)
-        prediction = self.fill(_gather(self.generator.tokens(space.hide(elements, hidden, draws), valid), places))
+        prediction = self.fill(_gather(self._generated(elements, hidden, places, valid, draws), places))
         generating = distributed.mean(space.score(prediction, real, normalized=False), asked.float())
         filled = space.fill(prediction, draws).to(elements.dtype)
         if space.differentiable and options.residual:
@@ -98,6 +102,20 @@ class Adversarial(nn.Module):
             loss = loss + options.deceive * parts["deceiving"]
         return loss, parts
 
+    def _generated(
+        self, elements: Tensor, hidden: Tensor, places: Tensor, valid: Tensor | None, draws: Draws
+    ) -> Tensor:
+        """The generator's vectors [batch, length, width]."""
+        if not self.options.tied:
+            vectors: Tensor = self.generator.tokens(self.space.hide(elements, hidden, draws), valid)
+            return vectors
+        if self.space.droppable:
+            seen = self.encoder.tokens(elements, valid, _others(places, elements.shape[1]))
+        else:
+            seen = self.encoder.tokens(self.space.hide(elements, hidden, draws), valid)
+        decoded: Tensor = self.generator(seen, places, valid)
+        return decoded
+
     def _blank(self, hidden: Tensor, draws: Draws) -> Tensor | None:
         """Which of the hidden elements stay blank, bool [batch, length]; None where none may."""
         if not self.options.blank:
@@ -113,6 +131,27 @@ class Adversarial(nn.Module):
         weights |= {f"head.{k}": v.detach() for k, v in self.head.named_parameters()}
         scores = torch.func.functional_call(_Teller(self.encoder, self.head), weights, (mixed, valid)).float()
         return distributed.mean(F.relu(scores - self.options.margin), hidden.float())
+
+
+class Tied(nn.Module):
+    """A decoder behind the encoder: blocks, and a vector for the gaps where the encoder sees none."""
+
+    def __init__(self, space: Space, dim: int, sizes: transformer.Options) -> None:
+        super().__init__()
+        self.narrow = nn.Linear(dim, sizes.width)
+        self.gap = nn.Parameter(torch.zeros(sizes.width)) if space.droppable else None
+        self.positions = nn.Parameter(transformer.positions(space.grid, sizes.width), requires_grad=False)
+        self.blocks = nn.ModuleList(transformer.Block(sizes) for _ in range(sizes.depth))
+        self.norm = nn.LayerNorm(sizes.width)
+
+    def forward(self, seen: Tensor, places: Tensor, valid: Tensor | None) -> Tensor:
+        """Vectors [batch, length, width] from the encoder's: all of them, or where gaps are those not at ``places``."""
+        tokens = self.narrow(seen)
+        if self.gap is not None:
+            gaps = self.gap.to(tokens.dtype).expand(len(tokens), tokens.shape[1] + places.shape[1], -1)
+            tokens = _put(gaps, _others(places, gaps.shape[1]), tokens)
+        tokens = tokens + self.positions[: tokens.shape[1]]
+        return transformer.run_blocks(self.blocks, self.norm, tokens, transformer.attention_bias(tokens, valid), False)
 
 
 class Head(nn.Module):
@@ -145,6 +184,12 @@ class _Teller(nn.Module):
 def _gather(rows: Tensor, places: Tensor) -> Tensor:
     """``rows`` [batch, length, …] at ``places`` [batch, count]."""
     return rows.gather(1, _like(places, rows).expand(-1, -1, *rows.shape[2:]))
+
+
+def _others(places: Tensor, length: int) -> Tensor:
+    """The places [batch, length - count] that are not among ``places`` [batch, count], in ascending order."""
+    taken = torch.zeros(len(places), length, device=places.device).scatter(1, places, 1.0)
+    return taken.argsort(dim=1, stable=True)[:, : length - places.shape[1]]
 
 
 def _put(rows: Tensor, places: Tensor, given: Tensor) -> Tensor:

@@ -27,8 +27,12 @@ class Options:
 
     ``next`` predicts the next element instead; ``normalized``: patches are predicted at mean 0 and variance 1, which
     suits photographs and not what is mostly empty: there the noise becomes the target. ``augmented``: the input is one
-    view of the sample, as in the paper, and not the sample as it is. ``pooled``: the weight of predicting each hidden
-    token from the embedding too, which so learns what the whole text is about, and not its tokens alone.
+    view of the sample, as in the paper, and not the sample as it is.
+
+    ``pooled``: the weight of predicting all hidden tokens of a text from its embedding too, which so learns what the
+    whole text is about; it costs one row of logits a text and not one a token. ``token``: the weight of predicting
+    each from the vector at its place; 0, with ``pooled``, leaves that out and its cost. ``frequent``: tokens with more
+    than this share of the data count less, by the root of how much more (arXiv:1310.4546); 0: all count the same.
     """
 
     share: float = 0.0
@@ -36,6 +40,8 @@ class Options:
     normalized: bool = True
     augmented: bool = False
     pooled: float = 0.0
+    token: float = 1.0
+    frequent: float = 0.0
     width: int = 96
     depth: int = 2
 
@@ -77,6 +83,11 @@ class Outputs(nn.Module):
         self.linear = None if isinstance(space, Tokens) else nn.Linear(dim, space.outputs, bias=False)
         self.bias = nn.Parameter(torch.zeros(space.outputs))
 
+    @torch.no_grad()
+    def begin_with(self, counts: Tensor) -> None:
+        """Predict what is frequent before anything is learnt: that alone would take a thousand steps."""
+        self.bias.copy_((counts.clamp(min=0.1) / counts.sum()).log())
+
     def forward(self, vectors: Tensor, encoder: Any) -> Tensor:
         """[…, dim] to […, outputs]."""
         weight = encoder.stem.weight if self.linear is None else self.linear.weight
@@ -89,12 +100,18 @@ class Blanked(nn.Module):
     def __init__(self, space: Space, encoder: Any, options: Options) -> None:
         super().__init__()
         self.space, self.encoder, self.options = space, encoder, options
-        self.inner = _inner(encoder.width, encoder.width)
+        # What is not asked for has no weights: processes wait for the gradient of every one.
+        self.inner = _inner(encoder.width, encoder.width) if options.token else None
         self.outer = Outputs(space, encoder.width)
         self.whole = _inner(encoder.dim, encoder.width) if options.pooled else None
+        self.weights: Tensor | None = None
+        if isinstance(space, Tokens) and space.counts:
+            self.weights = _weights(space, options.frequent)
+            self.outer.begin_with(self.weights * torch.tensor(space.counts))
 
     def head(self, tokens: Tensor) -> Tensor:
         """Predictions from the encoder's vectors."""
+        assert self.inner is not None
         predicted: Tensor = self.outer(self.inner(tokens), self.encoder)
         return predicted
 
@@ -108,15 +125,41 @@ class Blanked(nn.Module):
             return distributed.mean(errors, weights), {}
         hidden = choose_hidden(self.space, elements, valid, self.options.share or 0.15, draws)
         tokens = self.encoder.tokens(self.space.hide(elements, hidden, draws), valid)
+        if self.whole is None:
+            return self._each(tokens, elements, hidden), {}
+        parts = {"pooled": self._all(self.whole(self.encoder.embed(tokens, valid)), elements, hidden)}
+        loss = self.options.pooled * parts["pooled"]
+        if self.options.token:
+            parts["token"] = self._each(tokens, elements, hidden)
+            loss = loss + self.options.token * parts["token"]
+        return loss, parts
+
+    def _each(self, tokens: Tensor, elements: Tensor, hidden: Tensor) -> Tensor:
+        """Mean score of the hidden elements, each predicted at its place."""
         # The head runs at hidden places alone: with a vocabulary of thousands it costs more than the encoder.
         errors = self.space.score(self.head(tokens[hidden]).unsqueeze(0), elements[hidden].unsqueeze(0))
-        loss = distributed.mean(errors, torch.ones_like(errors))
-        if self.whole is None:
-            return loss, {}
-        rows = self.outer(self.whole(self.encoder.embed(tokens, valid)), self.encoder).float().log_softmax(-1)
-        found = -rows[hidden.nonzero()[:, 0], elements[hidden]]
-        pooled = distributed.mean(found, torch.ones_like(found))
-        return loss + self.options.pooled * pooled, {"token": loss, "pooled": pooled}
+        return distributed.mean(errors, self._weigh(elements[hidden]).unsqueeze(0))
+
+    def _all(self, vectors: Tensor, elements: Tensor, hidden: Tensor) -> Tensor:
+        """Mean cross entropy of the hidden tokens under the one distribution that their text's vector predicts."""
+        rows = self.outer(vectors, self.encoder).float().log_softmax(-1)
+        # Counts and a product: the gradient of picking single scores would be written one by one.
+        counts = torch.zeros_like(rows).scatter_add_(1, elements, hidden * self._weigh(elements))
+        many = counts.sum(1)
+        return distributed.mean(-(counts * rows).sum(1) / many.clamp(min=1e-12), many)
+
+    def _weigh(self, elements: Tensor) -> Tensor:
+        """How much each element counts, float32 of the same shape."""
+        if self.weights is None:
+            return torch.ones(elements.shape[:2], device=elements.device)
+        weights: Tensor = self.weights.to(elements.device)[elements]
+        return weights
+
+
+def _weights(space: Tokens, frequent: float) -> Tensor:
+    """For each id: the root of ``frequent`` over its share of the data, 1 at most."""
+    shares = torch.tensor(space.counts) / max(1, sum(space.counts))
+    return (frequent / shares.clamp(min=1e-12)).sqrt().clamp(max=1.0) if frequent else torch.ones(len(shares))
 
 
 def _inner(dim: int, width: int) -> nn.Module:
@@ -132,12 +175,18 @@ def build(space: Space, encoder: Any, options: Options) -> nn.Module:
     """The objective around an encoder that has ``tokens``; `RecipeError` for another."""
     if not hasattr(encoder, "tokens"):
         raise RecipeError("predict needs an encoder of elements", hint='set encoder.name = "transformer"')
+    if not 0 <= options.frequent <= 1:
+        raise RecipeError(f"objective.frequent is {options.frequent}", hint="it is a share: give 1e-4, or 0")
     if not 0 <= options.share < 1:
         raise RecipeError(f"predict hides a share of {options.share}", hint="give 0.15 for tokens, 0.75 for patches")
     if options.next and not encoder.options.causal:
         raise RecipeError("the next element is predicted by an encoder that sees it", hint="set encoder.causal = true")
-    if options.pooled and (options.next or isinstance(space, Patches)):
-        raise RecipeError("hidden tokens alone are predicted from the embedding", hint="set objective.pooled = 0")
+    if min(options.pooled, options.token) < 0 or not options.pooled + options.token:
+        fact = f"predict weighs tokens by {options.token} and texts by {options.pooled}"
+        raise RecipeError(fact, hint="give weights from 0, one of them above it")
+    if (options.pooled or options.token != 1) and (options.next or isinstance(space, Patches)):
+        hint = "set objective.pooled = 0 and objective.token = 1"
+        raise RecipeError("hidden tokens alone are predicted from the embedding", hint=hint)
     if isinstance(space, Patches) and not options.next:
         return Dropped(space, encoder, options)
     return Blanked(space, encoder, options)
