@@ -5,7 +5,7 @@
 
 The first command needs no GPU. The second needs no network, and begins nothing after ``--minutes`` (7). What it uses,
 as wheels for Python 3.11 on x86-64 Linux; an arm whose package, variant or GPU is missing gets "not run", never a
-figure:
+figure. Where a store or a link takes no file of that size, `split -b` and `cat` carry a wheel in parts:
 
 ======================  ======  ==================================================================================
 torch 2.15              539 MB  with the CUDA 13 libraries that it asks for 2.6 GB (cudnn 519, cublas 405, triton 286)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.errors import DeploykitError, ExportError
+from deploykit.errors import BundleError, DeploykitError, ExportError, InputError
 from deploykit.graph import prove
 from deploykit.runtime.manifest import Card, TensorSpec
 
@@ -63,12 +63,12 @@ def export(source: Source, options: ExportOptions, out: Path) -> tuple[Exported,
     failures: list[tuple[str, Exception]] = []
     for exporter in EXPORTERS if options.exporter == "auto" else (options.exporter,):
         try:
-            _run_exporter(exporter, source, options.opset, path)
-            proof = _finish(source.card, path, cases)
+            fixed_at = _run_exporter(exporter, source, options.opset, path)
+            proof = _finish(source.card, path, cases, fixed_at)
         except Exception as error:
             failures.append((exporter, error))
             continue
-        notes = tuple(f"the {name} exporter was given up: {_first_line(error)}" for name, error in failures)
+        notes = tuple(f"the {name} exporter was given up: {_told(error)}" for name, error in failures)
         return Exported(path, exporter, proof, notes), cases
     raise _give_up(failures)
 
@@ -92,8 +92,8 @@ def reference(source: Source) -> Callable[[prove.Feeds], np.ndarray]:
     return run
 
 
-def _run_exporter(exporter: str, source: Source, opset: int, path: Path) -> None:
-    """Export with one exporter; raises whatever the exporter raises."""
+def _run_exporter(exporter: str, source: Source, opset: int, path: Path) -> str:
+    """Export with one exporter; returns the line that fixed a size, if one did. Raises whatever the exporter raises."""
     import torch
 
     from deploykit.graph.plain_attention import plain_attention
@@ -102,7 +102,7 @@ def _run_exporter(exporter: str, source: Source, opset: int, path: Path) -> None
     write = _export_dynamo if exporter == "dynamo" else _export_torchscript
     with warnings.catch_warnings(), torch.no_grad(), plain_attention():
         warnings.simplefilter("ignore")
-        write(source, tracing_inputs(source), opset, path)
+        return write(source, tracing_inputs(source), opset, path)
 
 
 def tracing_inputs(source: Source) -> dict[str, torch.Tensor]:
@@ -116,8 +116,10 @@ def _tracing_size(sizes: Sequence[int]) -> int:
     return candidates[min(1, len(candidates) - 1)]
 
 
-def _export_dynamo(source: Source, inputs: Mapping[str, torch.Tensor], opset: int, path: Path) -> None:
+def _export_dynamo(source: Source, inputs: Mapping[str, torch.Tensor], opset: int, path: Path) -> str:
     import torch
+
+    from deploykit.graph.diagnose import specialised
 
     assert source.module is not None
     program = torch.onnx.export(
@@ -133,9 +135,10 @@ def _export_dynamo(source: Source, inputs: Mapping[str, torch.Tensor], opset: in
     )
     assert program is not None
     program.save(str(path), external_data=_weight_bytes(source.module) > _EXTERNAL_DATA_BYTES)
+    return "" if program.exported_program is None else specialised(program.exported_program)
 
 
-def _export_torchscript(source: Source, inputs: Mapping[str, torch.Tensor], opset: int, path: Path) -> None:
+def _export_torchscript(source: Source, inputs: Mapping[str, torch.Tensor], opset: int, path: Path) -> str:
     import torch
 
     assert source.module is not None
@@ -152,6 +155,7 @@ def _export_torchscript(source: Source, inputs: Mapping[str, torch.Tensor], opse
         output_names=[spec.name for spec in source.card.outputs],
         do_constant_folding=True,
     )
+    return ""  # it follows the tensors alone, and does not know which size became a number
 
 
 def _dynamic_axes(spec: TensorSpec) -> dict[int, str]:
@@ -163,22 +167,31 @@ def _weight_bytes(module: torch.nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _finish(card: Card, path: Path, cases: Sequence[prove.Case]) -> dict[str, Any]:
+def _finish(card: Card, path: Path, cases: Sequence[prove.Case], fixed_at: str = "") -> dict[str, Any]:
     """Clean the graph, check that it is what the card says, and prove it on onnxruntime."""
     import onnx
 
+    from deploykit.graph import control_flow
     from deploykit.graph.rewrite import clean
     from deploykit.precisions.fp32 import TOLERANCE
 
-    model = clean(onnx.load(path))
-    check_axes(model, card)
+    exported = onnx.load(path)
+    lines = control_flow.lines(exported)
+    model = clean(exported)
+    check_axes(model, card, fixed_at)
+    control_flow.refuse(model, lines)
     save(model, path)
     with onnxruntime_runner(path, card) as run:
         return prove.prove(cases, run, TOLERANCE, "the exported ONNX model")
 
 
-def check_axes(model: onnx.ModelProto, card: Card) -> None:
-    """Raise `ExportError` when an input is absent, or an axis that should be dynamic was fixed by the exporter."""
+def check_axes(model: onnx.ModelProto, card: Card, fixed_at: str = "") -> None:
+    """Raise `ExportError` when an input is absent, or an axis that should be dynamic was fixed by the exporter.
+
+    ``fixed_at`` is the source line that did it, where that is known.
+    """
+    from deploykit.graph.diagnose import ADVICE
+
     inputs = {value.name: value for value in model.graph.input}
     for spec in card.inputs:
         if spec.name not in inputs:
@@ -190,8 +203,9 @@ def check_axes(model: onnx.ModelProto, card: Card) -> None:
         for i, axis in enumerate(spec.shape):
             if isinstance(axis, str) and dims[i].HasField("dim_value"):
                 raise ExportError(
-                    f"axis '{axis}' of '{spec.name}' was fixed at {dims[i].dim_value} by the exporter",
-                    hint="some line of the model turns this size into a Python number",
+                    f"axis '{axis}' of '{spec.name}' was fixed at {dims[i].dim_value}"
+                    f"{f' by {fixed_at}' if fixed_at else ': some line of the model makes it a Python number'}",
+                    hint=ADVICE,
                 )
 
 
@@ -260,14 +274,22 @@ def _reference_session(path: Path, card: Card) -> Callable[[prove.Feeds], np.nda
 
 def _give_up(failures: Sequence[tuple[str, Exception]]) -> DeploykitError:
     """One error for all exporters: a deploykit error as it is, anything else as an `ExportError` that names each."""
+    from deploykit.graph.diagnose import ADVICE
+
     for _, error in failures:
-        if isinstance(error, DeploykitError) and not isinstance(error, ExportError):
+        # That an engine cannot load or run what one exporter wrote is its failure, no fault of a bundle or input.
+        if isinstance(error, DeploykitError) and not isinstance(error, (ExportError, BundleError, InputError)):
             return error
-    tried = "; ".join(f"{name}: {_first_line(error)}" for name, error in failures)
-    return ExportError(
-        f"the model cannot be exported ({tried})",
-        hint="replace the operation named above in the model, or bring an .onnx or .pt2 file of your own",
-    )
+    tried = "; ".join(f"{name}: {_told(error)}" for name, error in failures)
+    return ExportError(f"the model cannot be exported ({tried})", hint=ADVICE)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, and at which line of the model."""
+    from deploykit.graph.diagnose import line_of
+
+    place = "" if isinstance(error, DeploykitError) else line_of(error)
+    return _first_line(error) + (f", at {place}" if place else "")
 
 
 def _first_line(error: Exception) -> str:

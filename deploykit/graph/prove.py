@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.errors import ProofError
+from deploykit.errors import DeploykitError, ProofError
 
 if TYPE_CHECKING:
     from deploykit.sources import Source
@@ -69,7 +69,16 @@ def make_cases(source: Source, reference: Callable[[Feeds], np.ndarray]) -> list
     for seed, at in enumerate(matrix(source.sizes)):
         inputs = source.make_inputs(at["batch"], {k: v for k, v in at.items() if k != "batch"}, seed)
         feeds = {name: np.asarray(tensor) for name, tensor in inputs.items()}
-        answer = reference(feeds)
+        try:
+            answer = reference(feeds)
+        except DeploykitError:
+            raise
+        except Exception as error:
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            raise ProofError(
+                f"the model itself fails at {describe(at)}: {type(error).__name__}: {first[:300]}",
+                hint="it does not support this size: lower max_length, or give it one size (fixed_length)",
+            ) from error
         if not np.isfinite(answer).all():
             raise ProofError(
                 f"the model itself gives NaN or infinity at {describe(at)}",

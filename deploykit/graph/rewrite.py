@@ -12,8 +12,10 @@ import numpy as np
 
 from deploykit.graph import masks
 from deploykit.graph.attention import AttentionSite, attention_sites
+from deploykit.graph.control_flow import fold_branches
 from deploykit.graph.dims import elements, origins, reshape_target
 from deploykit.graph.edit import add_constant, array_of, insert, perm_of, replace
+from deploykit.graph.fourier import transforms_to_products
 
 if TYPE_CHECKING:
     import onnx
@@ -43,6 +45,8 @@ def clean_ir(model: ir.Model) -> None:
     # Each round opens something for the next: a folded constant, a transpose of a transpose. Two or three settle it.
     for _ in range(_ROUNDS):
         optimizer.optimize(model)
+        fold_branches(graph)
+        transforms_to_products(graph)
         transposes_from_reshapes(graph)
         masks.fills_to_additive(graph)
         for site in attention_sites(graph):

@@ -36,14 +36,18 @@ class Options:
     ``max_length`` is in tokens (text) or samples (waveforms). ``pooling``: mean, cls, last, max, mean_sqrt_len,
     weighted_mean, pooler (the model's own pooled output), none (the output already is the embedding). ``dim`` truncates
     the embedding (Matryoshka) before it is normalised. ``tower`` (text or vision) picks a half of a dual encoder.
+    ``fixed_length`` (tokens) gives a text encoder that one length alone: texts are padded to it, or cut.
+    ``preprocess`` none leaves preprocessing to the caller: the bundle takes the model's own tensors.
     """
 
     kind: str | None = None
     pooling: str | None = None
     normalize: bool | None = None
     max_length: int | None = None
+    fixed_length: int | None = None
     dim: int | None = None
     tower: str | None = None
+    preprocess: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
 

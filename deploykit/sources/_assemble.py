@@ -74,6 +74,24 @@ def assemble(parts: Parts, missing: Mapping[str, torch.Tensor] | None = None) ->
     return Source(card, parts.module, parts.make_inputs, parts.sizes, parts.files, parts.license)
 
 
+def checked(source: Source, missing: Mapping[str, torch.Tensor]) -> Source:
+    """The source itself, unless its embedding hangs on weights that are missing (`SourceError`)."""
+    import torch
+
+    module = source.module
+    assert module is not None
+    inputs = source.make_inputs(2, {axis: middle(sizes) for axis, sizes in source.sizes.items()}, 0)
+
+    def encode() -> torch.Tensor:
+        with torch.inference_mode():
+            vectors: torch.Tensor = module(**inputs)
+        return vectors
+
+    if missing:
+        refuse_missing(missing, encode, source.card.name)
+    return source
+
+
 def run(parts: Parts, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """One forward pass; whatever the module raises becomes a `SourceError`."""
     import torch

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 _GENERATIVE = ("ForCausalLM", "LMHeadModel")
 POOLINGS_OF_DECODERS = ("last", "weighted_mean")
-_MODALITY = {"input_ids": "text", "pixel_values": "image", "input_values": "audio", "input_features": "audio"}
+_MODALITY = {
+    "input_ids": "text",
+    "pixel_values": "image",
+    "input_values": "audio",
+    "input_features": "audio",
+    "pixel_values_videos": "tensor",
+}
 
 
 @dataclass(frozen=True)
@@ -168,15 +174,29 @@ def _encoder_of(model: Any, missing: Mapping[str, torch.Tensor], options: Option
         return _tower(model, missing, options)
     if options.tower is not None:
         raise SourceError(f"{name} has no towers", hint="leave 'tower' out")
-    notes: tuple[str, ...] = ()
-    if getattr(config, "is_encoder_decoder", False):
-        notes = (f"the encoder half of {name}",)
+    notes = _unmasked(config)
+    if getattr(config, "is_encoder_decoder", False) or _wants_decoder_inputs(model):
+        notes += (f"the encoder half of {name}",)
         model = model.get_encoder()
     input_name = getattr(model, "main_input_name", "input_ids")
     if input_name not in _MODALITY:
         hint = "wrap it in a Python factory: py:package.module:factory"
         raise SourceError(f"{name} takes '{input_name}', which is no text, image or audio input", hint=hint)
     return Checkpoint(model, config, input_name, _MODALITY[input_name], name, missing, notes)
+
+
+def _unmasked(config: Any) -> tuple[str, ...]:
+    """Switch off the masking that a model was pretrained with and would encode with too; a note where it was on."""
+    ratio = getattr(config, "mask_ratio", None)
+    if not isinstance(ratio, float) or ratio == 0.0:
+        return ()
+    config.mask_ratio = 0.0
+    return (f"the masking of its pretraining is off: an embedding sees the whole input (mask_ratio was {ratio})",)
+
+
+def _wants_decoder_inputs(model: Any) -> bool:
+    """A model of two halves whatever its config says: some are saved by a class that is the encoder alone."""
+    return hasattr(model, "get_encoder") and "decoder_input_ids" in inspect.signature(model.forward).parameters
 
 
 def _tower(model: Any, missing: Mapping[str, torch.Tensor], options: Options) -> Checkpoint:

@@ -60,14 +60,25 @@ class TextEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Pixels [batch, channels, height, width] to embeddings."""
+    """Pixels [batch, channels, height, width] to embeddings.
 
-    def __init__(self, body: nn.Module, method: str, pick: Callable[[Any], Tensor], head: Head) -> None:
+    ``ordered``: the number of patches of a model that draws their order at random, where it takes ``noise`` to sort by;
+    it gets an order that is always the same.
+    """
+
+    def __init__(
+        self, body: nn.Module, method: str, pick: Callable[[Any], Tensor], head: Head, *, ordered: int | None = None
+    ) -> None:
         super().__init__()
         self.body, self.method, self.pick, self.head = body, method, pick, head
+        self.ordered = ordered
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        out: Tensor = self.head(self.pick(getattr(self.body, self.method)(pixel_values=pixel_values)), None)
+        inputs = {"pixel_values": pixel_values}
+        if self.ordered is not None:
+            order = torch.arange(self.ordered, dtype=torch.float32, device=pixel_values.device)
+            inputs["noise"] = order.unsqueeze(0).expand(pixel_values.shape[0], -1)
+        out: Tensor = self.head(self.pick(getattr(self.body, self.method)(**inputs)), None)
         return out
 
 
@@ -149,9 +160,27 @@ class OnePositional(nn.Module):
         return self.body(pixel_values)
 
 
+class Picked(nn.Module):
+    """A body whose output is one tensor: what ``pick`` takes out of it."""
+
+    def __init__(self, body: nn.Module, pick: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.body, self.pick = body, pick
+
+    def forward(self, **tensors: Tensor) -> Tensor:
+        return self.pick(self.body(**tensors))
+
+
 def last_hidden_state(output: Any) -> Tensor:
-    """Token vectors of a transformers model."""
-    tokens: Tensor = output.last_hidden_state
+    """Token vectors of a transformers model; the last feature map of a backbone."""
+    tokens: Tensor | None = getattr(output, "last_hidden_state", None)
+    if tokens is None:
+        maps = getattr(output, "feature_maps", None)
+        if not maps:
+            raise SourceError(
+                "the model returns no token vectors", hint="its own pooled output may be: pooling = 'pooler'"
+            )
+        return maps[-1]  # type: ignore[no-any-return]
     return tokens
 
 

@@ -30,7 +30,8 @@ def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
     by_itself = pooling == "pooler"
     head = Head([] if by_itself else [pooling], stages(options, bool(options.normalize)))
     pick = pooler_output if by_itself else feature_map if rank == 4 else last_hidden_state
-    module = ImageEncoder(checkpoint.body, checkpoint.method, pick, head).eval()
+    ordered = _patches(checkpoint, pixels(spec, 2, _first_sizes(processing), 0))
+    module = ImageEncoder(checkpoint.body, checkpoint.method, pick, head, ordered=ordered).eval()
     return Parts(
         name=_folder.folder_facts(folder)["name"],
         modality="image",
@@ -67,6 +68,8 @@ def decide_pooling(checkpoint: Checkpoint, options: Options, inputs: torch.Tenso
         name, shape = checkpoint.architecture, list(inputs.shape)
         raise SourceError(f"{name} fails on {shape}: {first_line(error)}", hint=hint) from error
     hidden = getattr(output, "last_hidden_state", None)
+    if hidden is None:
+        hidden = (getattr(output, "feature_maps", None) or (None,))[-1]
     rank = 2 if hidden is None else int(hidden.ndim)
     if options.pooling is not None:
         return options.pooling, "asked for", rank
@@ -79,6 +82,29 @@ def decide_pooling(checkpoint: Checkpoint, options: Options, inputs: torch.Tenso
     if any(name.split(".")[-1] in _NAMES_OF_CLS for name, _ in checkpoint.body.named_parameters()):
         return "cls", f"the CLS token, because {untrained}", rank
     return "mean", f"the mean, because {untrained} and it has no CLS token", rank
+
+
+def _patches(checkpoint: Checkpoint, inputs: torch.Tensor) -> int | None:
+    """How many patches a model has that takes noise to draw their order from; None for any other."""
+    import torch
+
+    if not checkpoint.accepts("noise"):
+        return None
+    drawn: list[int] = []
+    rand = torch.rand
+
+    def counted(*size: Any, **kwargs: Any) -> torch.Tensor:
+        made = rand(*size, **kwargs)
+        drawn.append(int(made.shape[-1]))
+        return made
+
+    torch.rand = counted
+    try:
+        with torch.inference_mode():
+            getattr(checkpoint.body, checkpoint.method)(pixel_values=inputs)
+    finally:
+        torch.rand = rand
+    return drawn[0] if drawn else None
 
 
 def pixels(spec: TensorSpec, batch: int, sizes: Mapping[str, int], seed: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from deploykit.sources import _processor_defaults as defaults
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's numbers, which the JSON files hold, by position."""
 
-_TENSORS_HINT = "or give the encoder ready tensors (preprocess kind 'none')"
+_TENSORS_HINT = "or give the encoder ready tensors (preprocess = 'none')"
 _IMAGE_KEYS = {*defaults.IMAGE_BASE, "size", "resample", "crop_size", "image_mean", "image_std", "pad_size"}
 
 
@@ -240,7 +240,7 @@ def _channels(folder: Path, mean: Any) -> int:
     count = config.get("num_channels") or inner or (1 if isinstance(mean, list) and len(mean) == 1 else 3)
     if count not in (1, 3):
         raise SourceError(
-            f"the encoder takes images of {count} channels", hint="use preprocess kind 'none' and ready tensors"
+            f"the encoder takes images of {count} channels", hint="use preprocess = 'none' and ready tensors"
         )
     return cast(int, count)
 

@@ -82,9 +82,18 @@ def name_examples(body: nn.Module, examples: Any) -> dict[str, Tensor]:
 
 
 def open_tensors(
-    body: nn.Module, examples: Mapping[str, Tensor], options: Options, name: str, provenance: dict[str, Any]
+    body: nn.Module,
+    examples: Mapping[str, Tensor],
+    options: Options,
+    name: str,
+    provenance: dict[str, Any],
+    *,
+    fixed: bool = False,
 ) -> Source:
-    """A source of modality tensor around a module; its dynamic axes are found by trying other sizes."""
+    """A source of modality tensor around a module; its dynamic axes are found by trying other sizes.
+
+    ``fixed``: only the batch may vary.
+    """
     if options.max_length is not None or options.tower is not None:
         raise SourceError(f"{name} takes ready tensors", hint="leave max_length and tower out")
     pooled = options.pooling not in (None, "none")
@@ -94,7 +103,7 @@ def open_tensors(
         raise SourceError(f"{name} gives token vectors [batch, length, width]", hint="choose a pooling, such as mean")
     head = Head([options.pooling] if pooled and options.pooling else [], stages(options, bool(options.normalize)))
     module = Named(body, list(examples), head, keywords=list(examples)).eval()
-    sizes = _dynamic_axes(name, module, examples)
+    sizes = {} if fixed else _dynamic_axes(name, module, examples)
     specs = tuple(_spec(key, value, sizes) for key, value in examples.items())
     return assemble(
         Parts(

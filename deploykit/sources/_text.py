@@ -35,6 +35,7 @@ class TextInput:
 
     ``prefix`` and ``suffix`` are the special ids around every text, ``vocabulary`` the number of ids to draw from,
     without ``special``. ``zero_types``: the encoder gets token types, which are all 0 and are made inside the graph.
+    ``fixed``: every batch is ``max_length`` wide.
     """
 
     tokenizer: Path
@@ -49,11 +50,17 @@ class TextInput:
     zero_types: bool
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    fixed: bool = False
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """The graph's inputs."""
-        return tuple(TensorSpec(name, "int64", ("batch", "length")) for name in ("input_ids", "attention_mask"))
+        length = self.max_length if self.fixed else "length"
+        return tuple(TensorSpec(name, "int64", ("batch", length)) for name in ("input_ids", "attention_mask"))
+
+    def sizes(self, head_size: int | None) -> dict[str, tuple[int, ...]]:
+        """The lengths that a proof covers, as `length_sizes`; the one there is where the length is fixed."""
+        return {"length": (self.max_length,)} if self.fixed else length_sizes(self.max_length, head_size)
 
     def preprocess(self) -> dict[str, Any]:
         """``card.preprocess`` of kind text."""
@@ -190,11 +197,17 @@ def decide_max_length(options: Options, declared: int | None, tokenizer: Any, po
 
     Raises `SourceError` when more is asked than the model has positions.
     """
-    if options.max_length is not None:
-        if options.max_length < 1 or (positions is not None and options.max_length > positions):
+    if options.max_length is not None and options.fixed_length is not None:
+        raise SourceError(
+            "max_length and fixed_length are both given", hint="fixed_length is the longest too: leave one"
+        )
+    for name, asked in (("max_length", options.max_length), ("fixed_length", options.fixed_length)):
+        if asked is None:
+            continue
+        if asked < 1 or (positions is not None and asked > positions):
             hint = f"the model has {positions or 'any number of'} positions"
-            raise SourceError(f"max_length {options.max_length} is not possible", hint=hint)
-        return options.max_length
+            raise SourceError(f"{name} {asked} is not possible", hint=hint)
+        return asked
     own = int(tokenizer.model_max_length) if tokenizer.model_max_length < _TOO_LARGE else None
     wanted = declared or own or positions or UNBOUNDED_MAX_LENGTH
     return min(wanted, positions) if positions is not None else wanted
@@ -233,7 +246,8 @@ def head_size_of(config: Any) -> int | None:
 def is_causal(name: str, encode_tokens: Any, text: TextInput) -> bool:
     """Whether a token's vector ignores the tokens behind it, as in decoders. Tried out, not looked up.
 
-    ``encode_tokens(input_ids, attention_mask)`` gives token vectors [batch, length, width].
+    ``encode_tokens(input_ids, attention_mask)`` gives token vectors [batch, length, width]. Raises `SourceError` where
+    tokens ignore those before them too: the attention does not run.
     """
     import torch
 
@@ -242,11 +256,20 @@ def is_causal(name: str, encode_tokens: Any, text: TextInput) -> bool:
         return False
     ordinary: Sequence[int] = [i for i in range(text.vocabulary) if i not in text.special][: length + 1]
     first = torch.tensor([ordinary[:length]])
-    second = first.clone()
-    second[0, -1] = ordinary[-1]
+    end, start = first.clone(), first.clone()
+    end[0, -1] = start[0, 0] = ordinary[-1]
     mask = torch.ones_like(first)
     with explained(name, {"input_ids": first, "attention_mask": mask}), torch.inference_mode():
-        one, two = encode_tokens(first, mask), encode_tokens(second, mask)
-    return bool(torch.allclose(one[0, 0], two[0, 0], atol=1e-6)) and not torch.allclose(
-        one[0, -1], two[0, -1], atol=1e-6
-    )
+        one, other_end, other_start = (encode_tokens(ids, mask) for ids in (first, end, start))
+
+    def same(tokens: torch.Tensor, place: int) -> bool:
+        return torch.allclose(one[0, place], tokens[0, place], atol=1e-6)
+
+    if not same(other_end, 0) or same(other_end, -1):
+        return False
+    if same(other_start, -1):
+        raise SourceError(
+            f"no token of {name} sees another one: its attention does not run here",
+            hint="it may exist as a GPU kernel alone: look for another kind of attention in its config",
+        )
+    return True

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.sources import _folder
 from deploykit.sources._assemble import Parts
-from deploykit.sources._checkpoint import Checkpoint, no_encoder, provenance
-from deploykit.sources._text import TOKENIZER, TextInput, head_size_of, is_causal, length_sizes
+from deploykit.sources._checkpoint import Checkpoint, first_line, no_encoder, provenance
+from deploykit.sources._text import TOKENIZER, TextInput, head_size_of, is_causal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,17 +51,46 @@ def text_parts(kind: str, folder: Path, checkpoint: Checkpoint, given: TextInput
         if not pooled.for_decoders:
             raise no_encoder(checkpoint.architecture, folder)
         given = replace(given, padding_side="right")
+    facts = provenance(kind, folder, checkpoint, pooled.reason)
+    sizes, why = _working_lengths(module, given, given.sizes(head_size_of(checkpoint.config)))
+    if why:
+        least = min(sizes["length"])
+        facts["notes"].append(f"texts are padded to {least} tokens at least: it fails on shorter ones ({why})")
+    if given.fixed:
+        facts["notes"].append(f"one length only, as asked: texts are padded or cut to {given.max_length} tokens")
     return Parts(
         name=_folder.folder_facts(folder)["name"],
         modality="text",
         module=module,
         inputs=given.specs,
         make_inputs=given.make,
-        sizes=length_sizes(given.max_length, head_size_of(checkpoint.config)),
+        sizes=sizes,
         preprocess=given.preprocess(),
         pooling="+".join(pooled.modes) or "pooler",
         normalized=pooled.normalized,
-        provenance=provenance(kind, folder, checkpoint, pooled.reason),
+        provenance=facts,
         files={TOKENIZER: given.tokenizer},
         license=_folder.license_file(folder),
     )
+
+
+def _working_lengths(
+    module: nn.Module, given: TextInput, sizes: Mapping[str, tuple[int, ...]]
+) -> tuple[Mapping[str, tuple[int, ...]], str]:
+    """The lengths without the smallest ones on which the model itself fails, and why it does; all where it never does.
+
+    Models that pool or slide over a text need a few tokens. Where no length works the sizes stay: what is wrong then is
+    not the length, and is said when the model is run.
+    """
+    import torch
+
+    why = ""
+    for position, length in enumerate(sizes["length"]):
+        try:
+            with torch.inference_mode():
+                module(**given.make(1, {"length": length}, 0))
+        except Exception as error:
+            why = why or first_line(error)
+            continue
+        return {**sizes, "length": sizes["length"][position:]}, why
+    return sizes, ""

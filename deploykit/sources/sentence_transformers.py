@@ -85,7 +85,8 @@ def open(spec: str, options: Options) -> Source:
     max_length = text.decide_max_length(options, settings.get("max_seq_length"), tokenizer, positions)
     rows = getattr(checkpoint.config, "vocab_size", None)
     given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), max_length)
-    given = replace(given, prompts=prompts.texts, default_prompt=prompts.default)
+    fixed = options.fixed_length is not None
+    given = replace(given, prompts=prompts.texts, default_prompt=prompts.default, fixed=fixed)
     reason = "asked for" if options.pooling else "as the folder's Pooling module says"
     pooled = Pooled(modes, _stages(modules, options), reason, for_decoders=True)
     return _assemble.assemble(text_parts(KIND, folder, checkpoint, given, pooled), checkpoint.missing)

@@ -6,6 +6,7 @@ decided here is said in the card's provenance.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,20 @@ def open(spec: str, options: Options) -> Source:
     if options.pooling == "none":
         hint = "choose mean, cls, last, max, or pooler for the model's own pooled output"
         raise SourceError(f"{folder} gives token vectors, so its pooling cannot be none", hint=hint)
+    if options.preprocess not in (None, "none"):
+        hint = "leave it out for the folder's own preprocessing, or say none for ready tensors"
+        raise SourceError(f"there is no preprocessing '{options.preprocess}'", hint=hint)
     checkpoint = _checkpoint.load(folder, options)
+    if options.fixed_length is not None and checkpoint.modality != "text":
+        hint = "leave it out: images have the size of their processor, and sounds any up to max_length"
+        raise SourceError(f"{folder} is no text encoder, and fixed_length counts tokens", hint=hint)
+    if options.preprocess == "none":
+        from deploykit.sources._ready import open_ready
+
+        return _assemble.checked(open_ready(folder, checkpoint, options), checkpoint.missing)
+    if checkpoint.modality == "tensor":
+        hint = "bundles carry no video preprocessing: say preprocess = 'none' for one that takes ready tensors"
+        raise SourceError(f"{checkpoint.architecture} takes '{checkpoint.input_name}'", hint=hint)
     build = {"text": _text, "image": _image.parts, "audio": _audio.parts}[checkpoint.modality]
     return _assemble.assemble(build(folder, checkpoint, options), checkpoint.missing)
 
@@ -55,6 +69,7 @@ def _text(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
     max_length = text.decide_max_length(options, None, tokenizer, text.positions_of(checkpoint.body, checkpoint.config))
     rows = getattr(checkpoint.config, "vocab_size", None)
     given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), max_length)
+    given = replace(given, fixed=options.fixed_length is not None)
     return text_parts(KIND, folder, checkpoint, given, _pooled(checkpoint, options))
 
 

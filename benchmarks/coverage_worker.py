@@ -1,0 +1,112 @@
+"""One architecture of the coverage sweep, in the process that `benchmarks.coverage` forks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.coverage_models import ARCHITECTURES, Architecture, save
+
+if TYPE_CHECKING:
+    from deploykit.pipeline.run import Event, Outcome
+
+_SAMPLES = 24
+_POLL_S = 0.05
+Results = dict[str, dict[str, Any]]
+
+
+def work(arm: str, name: str, stages: str, scratch: Path) -> dict[str, Any]:
+    """Run one architecture through ``arm``; the facts of its row: for each stage the result and why, peak MiB."""
+    warnings.simplefilter("ignore")
+    entry = ARCHITECTURES[name]
+    folder = save(entry, scratch / name)
+    row = with_deploykit(entry, folder, stages) if arm == "deploykit" else with_torch(entry, folder)
+    used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {**row, "peak_mib": round(used / 1024)}
+
+
+def with_deploykit(entry: Architecture, folder: Path, stages: str) -> dict[str, Any]:
+    """Export with the public interface; every step's end becomes a result."""
+    from deploykit import api
+    from deploykit.errors import DeploykitError
+
+    everything = stages == "all"
+    events: list[Event] = []
+    try:
+        recipe = api.recipe(
+            folder,
+            output=folder.with_suffix(".bundle"),
+            variants={
+                "targets": ["onnxruntime", "openvino", *(["tensorrt"] if everything else [])],
+                "precisions": ["fp32", *(["int8"] if everything else [])],
+            },
+            overrides=dict(entry.export),
+            report=False,
+        )
+        outcome = api.run(recipe, on_event=events.append)
+    except DeploykitError as error:
+        failed = next((event.step for event in reversed(events) if event.state == "failed"), "export")
+        return {"results": {failed: _refused(type(error).__name__, error.message, error.hint)}}
+    return {"results": _results(outcome), "notes": _notes(events)}
+
+
+def wait(process: int, timeout_s: float) -> int | None:
+    """The exit code of a forked process, negative for a signal; None where it had to be killed."""
+    end = time.perf_counter() + timeout_s
+    while time.perf_counter() < end:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(_POLL_S)
+    for kill in (os.killpg, os.kill):  # its steps too, where it leads a group
+        with contextlib.suppress(ProcessLookupError):
+            kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return None
+
+
+def _results(outcome: Outcome) -> Results:
+    """A result for the export and for every variant; a variant fails at its first step that fails."""
+    results: Results = {"export": {"result": "proven"}}
+    results |= {variant["name"]: {"result": "proven"} for variant in outcome.variants}
+    for refused in outcome.refused:
+        fact = _refused(refused["error"], refused["reason"], refused.get("hint", ""))
+        results.setdefault(refused["variant"], {**fact, "step": refused["step"]})
+    return results
+
+
+def _notes(events: list[Event]) -> list[str]:
+    return [event.note for event in events if event.step == "export" and event.state == "done" and event.note]
+
+
+def _refused(kind: str, message: str, hint: str | None) -> dict[str, Any]:
+    result = "crash" if kind == "StepCrashError" else "refused"
+    told = (hint or "").split("\n")[0]
+    return {"result": result, "error": kind, "why": f"{message} → {told}" if told else message}
+
+
+def with_torch(entry: Architecture, folder: Path) -> dict[str, Any]:
+    """torch.onnx.export as its documentation shows it, with the same wrapper, axes and proof as deploykit's."""
+    from benchmarks.coverage_plain import export, judge
+    from deploykit import sources
+    from deploykit.errors import DeploykitError
+
+    given: Mapping[str, Any] = entry.export
+    try:
+        source = sources.open_source(str(folder), sources.Options(**given))
+    except DeploykitError as error:
+        return {"results": {"source": _refused(type(error).__name__, error.message, error.hint)}}
+    path = folder / "plain.onnx"
+    try:
+        export(source, path)
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        return {"results": {"export": {"result": "refused", "error": type(error).__name__, "why": first[:300]}}}
+    return {"results": {"export": {"result": "proven"}, **judge(source, path)}}
