@@ -62,7 +62,8 @@ def carry_out(recipe: Recipe, until: str | None, json: bool) -> None:
     say_recipe(recipe)
     try:
         with console.Progress() as progress:
-            outcome = api.run(recipe, until=until, on_event=lambda event: _tell(event, progress))
+            going: dict[str, None] = {}
+            outcome = api.run(recipe, until=until, on_event=lambda event: _tell(event, progress, going))
     except BudgetError as error:
         console.say(_candidates(error.rows))
         raise
@@ -75,14 +76,19 @@ def carry_out(recipe: Recipe, until: str | None, json: bool) -> None:
         raise typer.Exit(1 if 1 in codes else codes[0])
 
 
-def _tell(event: Event, progress: console.Progress) -> None:
+def _tell(event: Event, progress: console.Progress, going: dict[str, None]) -> None:
+    """``going`` are the steps that have begun and were not told to have ended."""
     if event.state == "started":
-        progress.begin(event.step)
+        going[event.step] = None
+        progress.begin(", ".join(going))
         return
+    going.pop(event.step, None)
     progress.clear()
     seconds = f"{event.seconds:6.1f} s" if event.seconds >= 0.05 else " " * 8
     note = f": {event.note}" if event.note and event.state != "failed" else ""  # why it failed is told at the end
     console.say(f"  {event.state:<7} {seconds}  {event.step}{note}")
+    if going:
+        progress.begin(", ".join(going))
 
 
 def _as_data(outcome: Outcome, recipe: Recipe) -> dict[str, Any]:

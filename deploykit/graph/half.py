@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from deploykit.errors import ExportError
+from deploykit.graph.ranges import MOVING
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +28,8 @@ _MAKERS = {"Cast": "to", "ConstantOfShape": "value"}
 # From the first of these opsets to the second nothing changed but the types that operators take: Conv, Sin, Gelu and
 # others learnt bf16.
 _ALIKE_FROM, _BF16_OPSET = 20, 22
+# What they give are numbers that they were given, which are rounded already.
+_EXACT = MOVING | {"Abs", "Max", "Min", "Neg", "Relu", "Where"}
 _SHORT = {"FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
 
@@ -258,13 +261,17 @@ def _halve_initializer(graph: ir.Graph, value: ir.Value, wants: list[tuple[ir.No
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The 16-bit graph as fp32 arithmetic whose every 16-bit result is rounded: what the engine will compute.
 
-    Products are added up in fp32 and rounded once, as matrix units do.
+    Products are added up in fp32 and rounded once, as matrix units do. Quantized weights are dequantized here, not in
+    every run; the numbers stay.
     """
     import onnx_ir as ir
+
+    from deploykit.quantize.qdq import fold_weights
 
     halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     graph_model = typed(model)
     graph = graph_model.graph
+    fold_weights(graph_model)
     for value in list(graph.initializers.values()):
         if value.dtype in halves and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
@@ -274,7 +281,8 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
         for output, dtype in outputs:
             assert dtype is not None
             output.dtype = ir.DataType.FLOAT
-            _round_after(graph, node, output, dtype)
+            if node.op_type not in _EXACT:
+                _round_after(graph, node, output, dtype)
         if outputs and node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
         elif outputs and node.op_type == "ConstantOfShape":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploykit.runtime.hardware import usable_cores
 from deploykit.runtime.manifest import Card
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 Feeds = Mapping[str, np.ndarray]
@@ -32,6 +35,10 @@ MOVING = frozenset(
         "Unsqueeze",
     }
 )
+# Those of them that keep every number.
+_KEEPING = MOVING - {"Concat", "Gather", "Slice"}
+# Inputs go through together up to so many numbers: some texts, and images one by one.
+_STACKED_NUMBERS = 1024
 
 
 @dataclass(frozen=True)
@@ -46,27 +53,66 @@ def measure(model: ir.Model, batches: Sequence[Feeds], source: str) -> Ranges:
     """Run the fp32 graph on onnxruntime and take the largest |x| of every float value over all batches."""
     import onnx_ir as ir
 
-    names = [output.name for node in model.graph for output in node.outputs if output.dtype == ir.DataType.FLOAT]
+    values = [output for node in model.graph for output in node.outputs if output.dtype == ir.DataType.FLOAT]
+    alike = {str(value.name): made_of for value in values if value.name and (made_of := _moved_from(value))}
+    proto = ir.to_proto(model)
     largest: dict[str, float] = {}
-    run = _session(model, [name for name in names if name])
-    for feeds in batches:
+    run = _session(proto, [value.name for value in values if value.name and value.name not in alike])
+    for feeds, _ in stacked(proto, batches):
         for name, low, high in run(feeds):
             largest[name] = max(largest.get(name, 0.0), -float(low), float(high))
         for name, array in feeds.items():
             if array.dtype == np.float32 and array.size:
                 largest[name] = max(largest.get(name, 0.0), -float(array.min()), float(array.max()))
+    for name, made_of in alike.items():  # in the graph's order, so that what they are made of is known
+        if made_of in largest:
+            largest[name] = largest[made_of]
     return Ranges(largest, source)
 
 
-def _session(model: ir.Model, names: Sequence[str]) -> Callable[[Feeds], Iterable[tuple[str, np.ndarray, np.ndarray]]]:
+def _moved_from(value: ir.Value) -> str:
+    """The name of another value that holds the same numbers; empty where there is none that the graph computes."""
+    node = value.producer()
+    source = None if node is None or node.op_type not in _KEEPING else node.inputs[0]
+    return str(source.name) if source is not None and (source.producer() is not None) else ""
+
+
+def threads() -> int:
+    """How many threads a session that only looks at a graph takes: the cores, or as many as OMP_NUM_THREADS allows."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return min(usable_cores(), int(allowed)) if allowed.isdigit() and int(allowed) else usable_cores()
+
+
+def stacked(model: onnx.ModelProto, singles: Sequence[Feeds]) -> list[tuple[Feeds, tuple[int, ...]]]:
+    """Inputs of one size in one batch, as far as that is small, with their places; nothing is padded.
+
+    Most of the time that a short text takes is not its own but the graph's.
+    """
+    free = all(not value.type.tensor_type.shape.dim[0].HasField("dim_value") for value in model.graph.input)
+    groups: dict[object, list[int]] = {}
+    for i, feeds in enumerate(singles):
+        shapes = tuple((name, array.shape) for name, array in feeds.items())
+        most = _STACKED_NUMBERS // max((array.size for array in feeds.values()), default=1)
+        alone = not free or most < 2 or any(array.shape[:1] != (1,) for array in feeds.values())
+        group = groups.setdefault(i if alone else shapes, [])
+        group.append(i)
+        if len(group) >= most:
+            groups[object()] = groups.pop(i if alone else shapes)
+    return [
+        ({name: np.concatenate([singles[i][name] for i in group]) for name in singles[group[0]]}, tuple(group))
+        for group in groups.values()
+    ]
+
+
+def _session(
+    proto: onnx.ModelProto, names: Sequence[str]
+) -> Callable[[Feeds], Iterable[tuple[str, np.ndarray, np.ndarray]]]:
     """A function from feeds to (name, smallest, largest) of the named inner values of the unoptimised graph."""
     import tempfile
 
     import onnx
-    import onnx_ir as ir
     import onnxruntime
 
-    proto = ir.to_proto(model)
     del proto.graph.output[:]
     # The extremes are taken inside the graph: its values together are too large to be handed out.
     for i, name in enumerate(names):
@@ -76,6 +122,7 @@ def _session(model: ir.Model, names: Sequence[str]) -> Callable[[Feeds], Iterabl
             proto.graph.output.append(onnx.helper.make_tensor_value_info(extreme, onnx.TensorProto.FLOAT, []))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.onnx"

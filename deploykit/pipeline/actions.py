@@ -14,6 +14,7 @@ from typing import Any
 
 from deploykit import registry, settings, sources
 from deploykit.graph import prove
+from deploykit.graph.ranges import threads
 from deploykit.pipeline import selftest_data, variants
 from deploykit.pipeline.samples import CALIBRATION
 from deploykit.pipeline.variants import Spec, artifact_of, read_card, target_of
@@ -48,7 +49,7 @@ def samples(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     from deploykit.runtime.engines import EngineOptions, open_engine
 
     card = read_card(inputs["export"])
-    engine = open_engine("onnxruntime", inputs["export"] / "model.onnx", card, {}, EngineOptions())
+    engine = open_engine("onnxruntime", inputs["export"] / "model.onnx", card, {}, EngineOptions(threads=threads()))
     try:
         output = card.embedding.output
         return sets.write(options, card, inputs["export"], lambda feeds: engine.run(feeds)[output], out)

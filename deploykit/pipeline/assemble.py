@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from deploykit.pipeline.store import Artifact, Store
 from deploykit.pipeline.variants import read_card
 from deploykit.runtime.bundle import PORTABLE_PATH, Bundle
 from deploykit.runtime.manifest import Manifest, SelfTest, Variant, to_json
+from deploykit.runtime.tensorrt.build import SCHEMA as ENGINE_SCHEMA
 
 _OWN_FILES = ("model.onnx", "proof.npz", "proof.json", "card.json", "artifact.json")
 _SELFTEST_TIMEOUT_S = 900.0
@@ -51,6 +53,7 @@ def bundle(plan: Plan, decided: Decided, output: Path, store: Store) -> Assemble
     build = _build_digest(decided)
     standing = _standing(output)
     if standing is not None and standing.manifest.provenance.get("build") == build:
+        _copy_engines(decided, output)  # somebody may have taken them away
         return Assembled(standing.manifest, written=False)
     contents = _contents(plan, decided, build)
     written = write_bundle(output, contents, check=lambda folder: _selftest(folder, store))
@@ -150,14 +153,37 @@ def _stays_out(path: Path) -> bool:
 
 
 def _copy_engines(decided: Decided, output: Path) -> None:
-    """Engines that were built ahead of time, with their metadata, into ``NAME.engines`` beside ``NAME.bundle``."""
+    """Engines that were built ahead of time, with their metadata, into ``NAME.engines`` beside ``NAME.bundle``.
+
+    Those of an earlier bundle of that name go: they fit none of its models any more.
+    """
     folder = output.with_name(f"{output.name.removesuffix('.bundle')}.engines")
+    wanted: dict[str, Path] = {}
     for step, artifact in decided.artifacts.items():
         kind, _, name = step.partition(":")
         for engine in sorted(artifact.path.glob("*.engine")) if kind == "compile" else ():
-            folder.mkdir(mode=0o700, exist_ok=True)
             for path in (engine, engine.with_suffix(".json")):
-                shutil.copyfile(path, folder / f"{name}{_tail(path.name, artifact.metadata['path'])}")
+                wanted[f"{name}{_tail(path.name, artifact.metadata['path'])}"] = path
+    for engine in folder.glob("*.engine"):
+        if engine.name not in wanted and _is_engines_record(engine.with_suffix(".json")):
+            engine.unlink()
+            engine.with_suffix(".json").unlink()
+    for name, path in wanted.items():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not (folder / name).exists() or not filecmp.cmp(path, folder / name, shallow=False):
+            unfinished = folder / f".{name}.part"
+            shutil.copyfile(path, unfinished)
+            unfinished.replace(folder / name)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _is_engines_record(path: Path) -> bool:
+    """Whether a file is what stands beside an engine that deploykit built; nothing else is ever taken away."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["schema"] == ENGINE_SCHEMA)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _tail(name: str, path: str) -> str:

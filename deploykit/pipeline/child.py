@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -44,22 +45,72 @@ class Request:
     out: str
 
 
-def run_in_child(request: Request, work: Path, timeout_s: float) -> dict[str, Any]:
-    """Run ``request`` and return the action's metadata, with ``run`` (seconds and peak memory of the child) added.
+class StoppedError(Exception):
+    """A child was ended, or not begun, because the whole run ends; whoever ended the run says why."""
 
-    The action's own `DeploykitError` is raised again here; death by a signal and a time-out are `StepCrashError`.
+
+class Children:
+    """The processes that a run has started from several threads, so that all of them can be ended at once."""
+
+    def __init__(self) -> None:
+        self._lock, self._processes = threading.Lock(), set[subprocess.Popen[bytes]]()
+        self._stopped = threading.Event()
+
+    def begin(self, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process; `StoppedError` after `stop`."""
+        with self._lock:
+            self.check()
+            process = subprocess.Popen(command, **options)
+            self._processes.add(process)
+        return process
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process with whatever it started; it may be over already."""
+        _kill_group(process)
+        with self._lock:
+            self._processes.discard(process)
+
+    def stop(self) -> None:
+        """End all of them; none begins from here on."""
+        with self._lock:
+            self._stopped.set()
+            for process in self._processes:
+                if process.poll() is None:
+                    _signal_group(process)
+
+    def check(self) -> None:
+        """Raise `StoppedError` after `stop`."""
+        if self._stopped.is_set():
+            raise StoppedError
+
+    def pause(self, seconds: float) -> None:
+        """Wait; `StoppedError` when `stop` is called meanwhile."""
+        self._stopped.wait(seconds)
+        self.check()
+
+
+def run_in_child(
+    request: Request, work: Path, timeout_s: float, children: Children | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """Run ``request`` and return the action's metadata, with ``run`` (seconds, processor seconds and peak memory of
+    the child) added.
+
+    ``threads`` is how many threads its arithmetic may use, where others run beside it. The action's own
+    `DeploykitError` is raised again here; death by a signal and a time-out are `StepCrashError`, and `StoppedError`
+    says that ``children`` were stopped.
     """
+    children = children or Children()
     path = work / "request.json"
     path.write_text(json.dumps(vars(request), indent=1), encoding="utf-8")
     log = work / "log.txt"
     started = time.perf_counter()
     with log.open("wb") as sink:
-        process = subprocess.Popen(
+        process = children.begin(
             [sys.executable, "-P", "-m", __name__, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **QUIET},
+            env={**os.environ, **QUIET, **_shared(threads)},
             start_new_session=True,
         )
         try:
@@ -70,19 +121,32 @@ def run_in_child(request: Request, work: Path, timeout_s: float) -> dict[str, An
                 hint="give it longer with timeout_s in the recipe, or look at its log",
             ) from error
         finally:
-            _kill_group(process)
+            children.end(process)
+    children.check()
     result = _read(work / "result.json")
     if code == 0 and result is not None:
         seconds = round(time.perf_counter() - started, 2)
-        return {**result["metadata"], "run": {"seconds": seconds, "peak_memory_mb": result["peak_memory_mb"]}}
+        return {**result["metadata"], "run": {"seconds": seconds, **result["run"]}}
     raise _failure(request, code, _read(work / "error.json"), log)
+
+
+def _shared(threads: int | None) -> dict[str, str]:
+    """The environment of a child that has ``threads`` of the cores; what the user allows may be fewer."""
+    if threads is None:
+        return {}
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return {"OMP_NUM_THREADS": str(min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads)}
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """End the child and whatever it started."""
+    _signal_group(process)
+    process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -129,7 +193,8 @@ def main(path: Path) -> int:
     try:
         action = getattr(importlib.import_module(module), function)
         metadata = action(request.options, {name: Path(folder) for name, folder in request.inputs.items()}, out)
-        answer = json.dumps({"metadata": metadata, "peak_memory_mb": _peak_memory_mb()})
+        run = {"cpu_seconds": round(time.process_time(), 2), "peak_memory_mb": _peak_memory_mb()}
+        answer = json.dumps({"metadata": metadata, "run": run})
     except Exception as error:
         traceback.print_exc()
         (path.parent / "error.json").write_text(json.dumps(_describe(error)), encoding="utf-8")

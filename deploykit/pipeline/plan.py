@@ -22,6 +22,7 @@ from deploykit.pipeline.choose import DRIFT_TERMS, MEASURED, REFERENCE_PRECISION
 from deploykit.pipeline.step import Step
 from deploykit.pipeline.training import Training
 from deploykit.recipe import AUTO, Recipe
+from deploykit.runtime.tensorrt import driver
 from deploykit.sources import Identity
 
 _ACTIONS = "deploykit.pipeline.actions"
@@ -57,7 +58,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps in the order in which they run, the identity of the source, and sentences for the user.
+    """The steps, each behind those that it needs, the identity of the source, and sentences for the user.
 
     ``training`` comes before all of them. While it is not finished there are no others.
     """
@@ -251,8 +252,14 @@ def _variant_steps(recipe: Recipe, variant: Wanted, sampled: bool) -> Sequence[S
         hardware=fingerprint.machine()["id"],
         timeout_s=recipe.export.timeout_s,
         required=False,
+        alone=_runs_here(variant.target),
     )
     return compile_step, verify_step
+
+
+def _runs_here(target: str) -> bool:
+    """Whether the target's engines run on this machine; else their numbers are checked, on a share of its cores."""
+    return not hasattr(registry.module("targets", target), "check_engine") or driver.gpu() is not None
 
 
 def _search_step(recipe: Recipe, variant: Wanted) -> Step:
@@ -275,6 +282,7 @@ def _search_step(recipe: Recipe, variant: Wanted) -> Step:
         hardware=fingerprint.machine()["id"],
         timeout_s=recipe.export.timeout_s,
         required=False,
+        alone=True,
     )
 
 
@@ -287,6 +295,7 @@ def _measure_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:
         hardware=fingerprint.machine()["id"],
         timeout_s=recipe.export.timeout_s,
         required=AUTO in recipe.variants.precisions,  # what was not timed cannot be chosen by its time
+        alone=True,
     )
     return measuring(step, [variant.name for variant in wanted])
 

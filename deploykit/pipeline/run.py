@@ -1,40 +1,28 @@
-"""Carries out a plan: takes what the store has, makes the rest in child processes, and hands over a bundle."""
+"""Carries out a plan: its steps, several at a time where they do not disturb each other, and hands over a bundle."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from deploykit import report
 from deploykit.bundle.write import check_output
-from deploykit.errors import DeploykitError, RecipeError, nearest
+from deploykit.errors import RecipeError, nearest
 from deploykit.pipeline import assemble, training
-from deploykit.pipeline.child import Request, reproduce_command, run_in_child
 from deploykit.pipeline.decide import decide
-from deploykit.pipeline.plan import Plan, follow_up, measuring
+from deploykit.pipeline.plan import Plan
 from deploykit.pipeline.plan import plan as plan_again
+from deploykit.pipeline.schedule import Event as Event
+from deploykit.pipeline.schedule import State, carry_out
 from deploykit.pipeline.step import Step
 from deploykit.pipeline.store import Artifact, Store, disk_errors
 
-State = Literal["reused", "started", "running", "done", "failed", "skipped"]
 FINAL_STEPS = ("bundle", "report")
 _KINDS = ("export", "samples", "lower", "compile", "verify", "search", "measure", *FINAL_STEPS)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a step; ``note`` is a sentence for the user, or empty. Training tells ``running``."""
-
-    step: str
-    state: State
-    seconds: float = 0.0
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,15 +43,6 @@ class Outcome:
     seconds: float = 0.0
 
 
-@dataclass
-class _State:
-    """The artefacts made so far, and the steps that could not be carried out."""
-
-    artifacts: dict[str, Artifact] = field(default_factory=dict)
-    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    worked: bool = False
-
-
 def run(
     plan: Plan,
     *,
@@ -80,7 +59,7 @@ def run(
     started = time.perf_counter()
     output = plan.recipe.bundle.output.absolute()
     check_output(output)  # before minutes of work, not after
-    state = _State()
+    state = State()
     if plan.training is not None:
         state.worked = not plan.training.finished
         _train(plan.training, until, store, on_event)
@@ -89,7 +68,7 @@ def run(
         plan = plan if plan.steps else plan_again(plan.recipe)
     steps = _until(plan, until)
     with disk_errors(f"the store at '{store.root}'"), store.lock(_lock_name(output), wait=False, what=str(output)):
-        _carry_out_all(plan, steps, store, state, on_event)
+        carry_out(plan.recipe, steps, store, state, on_event)
         if until is not None and until not in FINAL_STEPS:
             refused = tuple(state.failures.values())
             return Outcome(refused=refused, notes=plan.notes, seconds=time.perf_counter() - started)
@@ -141,100 +120,7 @@ def _until(plan: Plan, until: str | None) -> tuple[Step, ...]:
     return plan.steps[: matching[-1] + 1]
 
 
-def _carry_out_all(
-    plan: Plan, steps: Sequence[Step], store: Store, state: _State, on_event: Callable[[Event], None]
-) -> None:
-    """Every step in order, and what the outcome of one asks for directly behind it."""
-    waiting = deque(steps)
-    while waiting:
-        step = waiting.popleft()
-        if step.kind == "measure":
-            step = measuring(step, [name.partition(":")[2] for name in state.artifacts if name.startswith("verify:")])
-        _carry_out(step, store, state, on_event)
-        if step.name in state.artifacts:
-            waiting.extendleft(reversed(follow_up(plan.recipe, step, state.artifacts[step.name].metadata)))
-
-
-def _carry_out(step: Step, store: Store, state: _State, on_event: Callable[[Event], None]) -> None:
-    """Take the step's artefact from the store or make it; a failure of an optional step is kept in ``state``."""
-    parents = _parents(step, state)
-    if parents is None:
-        on_event(Event(step.name, "skipped", note="what it needs was not made"))
-        return
-    key = step.key([artifact.digest for artifact in parents.values()])
-    with store.lock(key, wait=True):  # another run may be making the same artefact: wait, then take it
-        artifact = store.find(key) if step.reusable else None
-        if artifact is not None:
-            state.artifacts[step.name] = artifact
-            on_event(Event(step.name, "reused"))
-            return
-        state.worked = True
-        on_event(Event(step.name, "started", note=step.describe()))
-        begun = time.perf_counter()
-        try:
-            state.artifacts[step.name] = artifact = _make(step, key, parents, store)
-        except DeploykitError as error:
-            on_event(Event(step.name, "failed", time.perf_counter() - begun, error.message))
-            if step.required:
-                raise
-            state.failures[step.name] = _failure(step, error)
-            return
-        notes = "; ".join(artifact.metadata.get("notes", ()))
-        on_event(Event(step.name, "done", time.perf_counter() - begun, notes))
-
-
-def _parents(step: Step, state: _State) -> dict[str, Artifact] | None:
-    """The artefacts that the step reads; None when one is missing, or there is nothing to measure."""
-    if any(parent not in state.artifacts for parent in step.parents):
-        return None
-    if step.kind == "measure" and not step.options["variants"]:
-        return None
-    return {parent: state.artifacts[parent] for parent in step.parents}
-
-
-def _make(step: Step, key: str, parents: Mapping[str, Artifact], store: Store) -> Artifact:
-    """Run the step's action in a child process and commit what it made; keep request and log when it fails."""
-    with store.workspace() as work:
-        request = Request(
-            step=step.name,
-            action=step.action,
-            options=dict(step.options),
-            inputs={name: str(artifact.path) for name, artifact in parents.items()},
-            out=str(work / "out"),
-        )
-        with _kept_failure(store, step, key, work):
-            metadata = run_in_child(request, work, step.timeout_s)
-        digests = tuple(artifact.digest for artifact in parents.values())
-        return store.commit(key, step.kind, work / "out", metadata, digests)
-
-
-@contextmanager
-def _kept_failure(store: Store, step: Step, key: str, work: Path) -> Iterator[None]:
-    """On failure keep the request and the log, and add the command that reproduces it to the error's hint."""
-    try:
-        yield
-    except DeploykitError as error:
-        files = {name: (work / name).read_text(errors="replace") for name in ("request.json", "log.txt")}
-        folder = store.keep_failure(f"{step.name.replace(':', '-')}-{key[:8]}", files)
-        request = folder / "request.json"
-        request.write_text(files["request.json"].replace(str(work / "out"), str(folder / "out")), encoding="utf-8")
-        reproduce = f"log: {folder / 'log.txt'}\n  → reproduce: {reproduce_command(request)}"
-        error.hint = f"{error.hint}\n  → {reproduce}" if error.hint else reproduce
-        raise
-
-
-def _failure(step: Step, error: DeploykitError) -> dict[str, Any]:
-    return {
-        "variant": step.name.partition(":")[2],
-        "step": step.name,
-        "error": type(error).__name__,
-        "reason": error.message,
-        "hint": error.hint,
-        "exit_code": error.exit_code,
-    }
-
-
-def _finish(plan: Plan, state: _State, output: Path, store: Store, on_event: Callable[[Event], None]) -> dict[str, Any]:
+def _finish(plan: Plan, state: State, output: Path, store: Store, on_event: Callable[[Event], None]) -> dict[str, Any]:
     """Assemble the bundle and the report, unless they already stand there just as they would become."""
     begun = time.perf_counter()
     decided = decide(plan.recipe, state.artifacts, tuple(state.failures.values()))

@@ -19,7 +19,8 @@ class Step:
     ``action`` names a function ``module:function`` with the signature ``(options, inputs, out) -> metadata``, run in a
     child process; ``parents`` are the names of the steps whose artefacts it reads. ``packages`` and ``hardware`` enter
     the key where the result depends on them. ``reusable`` False: made anew each time. ``required`` False: when it
-    fails, the steps that need it are skipped and the others go on.
+    fails, the steps that need it are skipped and the others go on. ``alone``: it measures times, or runs an engine that
+    takes all cores for itself, so nothing runs beside it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Step:
     timeout_s: float = 1800.0
     reusable: bool = True
     required: bool = True
+    alone: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property

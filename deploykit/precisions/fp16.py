@@ -65,17 +65,17 @@ def _arithmetic(task: Task, options: Options, out: Path) -> dict[str, Any]:
 
 
 def to_arithmetic(
-    proto: onnx.ModelProto, task: Task, *, form: Form = FP16, hazards: bool = True
+    given: onnx.ModelProto | ir.Model, task: Task, *, form: Form = FP16, hazards: bool = True
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """An fp32 graph, with Q/DQ or without, as arithmetic of ``form``, and the facts; ``task`` gives inputs to measure
-    with.
+    with. A graph that is `half.typed` already is changed in place.
     """
     import onnx_ir as ir
 
     from deploykit.graph import half
     from deploykit.graph.hazards import Hazard, clamp_masks, find
 
-    model = half.typed(proto)
+    model = given if isinstance(given, ir.Model) else half.typed(given)
     before = weight_bytes(model)
     found: tuple[Hazard, ...] = ()
     facts: dict[str, Any] = {"arithmetic": form.name, "clamped_masks": {}}
@@ -95,16 +95,19 @@ def measured_ranges(model: ir.Model, task: Task) -> Ranges:
     import onnx_ir as ir
 
     from deploykit.graph import ranges
-    from deploykit.quantize.qdq import fold_weights
+    from deploykit.quantize.qdq import fold_weights, pass_activations
 
     feeds: Sequence[Feeds] = task.calibration or ranges.seeded_inputs(model, task.card)
     rows = sum(len(next(iter(batch.values()))) for batch in feeds)
     kind = "calibration inputs" if task.calibration else "seeded inputs (no calibration data was given)"
     probe = ir.from_proto(ir.to_proto(model))
     weights = fold_weights(probe)
+    given_back = pass_activations(probe)
     found = ranges.measure(probe, feeds, f"{rows} {kind}")
     constant = {name: float(np.abs(array).max(initial=0.0)) for name, array in weights.items()}
-    return ranges.Ranges({**found.largest, **constant}, found.source)
+    # What eight bits give back is no larger than what they were given, but for their rounding.
+    passed = {name: found.largest[given] for name, given in given_back.items() if given in found.largest}
+    return ranges.Ranges({**found.largest, **constant, **passed}, found.source)
 
 
 def weight_bytes(model: ir.Model) -> int:

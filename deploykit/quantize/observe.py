@@ -1,8 +1,8 @@
 """Runs calibration inputs through the fp32 graph and keeps what choosing scales needs of its activations.
 
-Inputs go through one by one and without their padding, so that no padded position is counted: a batch is taken apart
-and each row cut to its own length. Activations are read in groups, as extra outputs of a session, so that memory holds
-one input's activations of one group at a time.
+Inputs go through without their padding, so that no padded position is counted: a batch is taken apart, each row cut to
+its own length, and only what is of one size goes through together. Activations are read in groups, as extra outputs of
+a session, so that memory holds a few inputs' activations of one group at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.errors import CheckError
+from deploykit.graph.ranges import stacked, threads
 
 if TYPE_CHECKING:
     import onnx
@@ -69,18 +70,24 @@ def observe(
     Raises `CheckError` when an activation is not finite, with its node and the calibration input.
     """
     singles = list(single_inputs(model, batches))
+    whole = [i for i, (_, mask) in enumerate(singles) if mask is None]
+    grouped = [
+        (feeds, tuple(whole[i] for i in group)) for feeds, group in stacked(model, [singles[i][0] for i in whole])
+    ]
+    grouped += [(feeds, (i,)) for i, (feeds, mask) in enumerate(singles) if mask is not None]
     known: dict[str, _Running] = {}
     rng = np.random.default_rng(seed)
     names = _in_graph_order(model, wanted)
     for start in range(0, len(names), _TENSORS_AT_A_TIME):
         group = names[start : start + _TENSORS_AT_A_TIME]
         with running(model, group) as run:
-            for i, (feeds, mask) in enumerate(singles):
+            for feeds, places in grouped:
                 for name, array in zip(group, run(feeds), strict=True):
                     if not np.isfinite(array).all():
-                        raise _not_finite(model, name, i)
-                    rows = _as_rows(array, wanted[name], mask)
-                    _add(known, name, rows, _share(len(names), rows.shape[1], len(singles)), rng)
+                        raise _not_finite(model, name, _first_bad(run, group.index(name), singles, places))
+                    rows = _as_rows(array, wanted[name], singles[places[0]][1])
+                    share = len(places) * _share(len(names), rows.shape[1], len(singles))
+                    _add(known, name, rows, share, rng)
     return {name: _finish(name, statistics) for name, statistics in known.items()}
 
 
@@ -150,6 +157,7 @@ def running(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[Callable[[
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -200,6 +208,17 @@ def _add(every: dict[str, _Running], name: str, rows: np.ndarray, keep: int, rng
 def _finish(name: str, known: _Running) -> Observed:
     mean = (known.total / known.count).astype(np.float32)
     return Observed(name, known.low, known.high, mean, np.concatenate(known.rows), known.count)
+
+
+def _first_bad(
+    run: Callable[[Feeds], list[np.ndarray]],
+    index: int,
+    singles: Sequence[tuple[Feeds, np.ndarray | None]],
+    places: Sequence[int],
+) -> int:
+    """Which of the inputs of a group makes the ``index``-th value that is not finite."""
+    bad = (place for place in places if not np.isfinite(run(singles[place][0])[index]).all())
+    return next(bad, places[0])
 
 
 def _not_finite(model: onnx.ModelProto, name: str, index: int) -> CheckError:

@@ -212,19 +212,40 @@ def fold_weights(model: ir.Model) -> dict[str, np.ndarray]:
     return folded
 
 
-def _dequantized(node: ir.Node) -> np.ndarray | None:
-    """What a DequantizeLinear gives, float32; None unless it reads constants, without zero point or blocks."""
+def pass_activations(model: ir.Model) -> dict[str, str]:
+    """Take the Q/DQ pairs of activations out, in place; returns {what a pair gave: what it was given}."""
     import onnx_ir as ir
 
+    graph, passed = model.graph, dict[str, str]()
+    for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        made, quantize = node.outputs[0], node.inputs[0].producer() if node.inputs[0] is not None else None
+        if quantize is None or quantize.op_type != "QuantizeLinear" or made.is_graph_output():
+            continue
+        given = quantize.inputs[0]
+        assert given is not None
+        passed[str(made.name)] = str(given.name)
+        ir.convenience.replace_all_uses_with(made, given)
+        graph.remove(node, safe=True)
+        if not quantize.outputs[0].uses() and not quantize.outputs[0].is_graph_output():
+            graph.remove(quantize, safe=True)
+    _remove_unread(graph)
+    return passed
+
+
+def _dequantized(node: ir.Node) -> np.ndarray | None:
+    """What a DequantizeLinear gives, in the float type of its result; None unless it reads constants, without zero
+    point or blocks.
+    """
     values, scale = constant_of(node.inputs[0]), constant_of(node.inputs[1])
     if values is None or scale is None or len(node.inputs) > 2 or "block_size" in node.attributes or scale.ndim > 1:
         return None
-    if node.outputs[0].dtype != ir.DataType.FLOAT:
+    dtype = node.outputs[0].dtype
+    if dtype is None or not dtype.is_floating_point():
         return None
     shape = [1] * values.ndim
     if scale.ndim:
         shape[node.attributes["axis"].as_int() if "axis" in node.attributes else 1] = -1
-    return np.asarray(values.astype(np.float32) * scale.reshape(shape))
+    return np.asarray(values.astype(np.float32) * scale.astype(np.float32).reshape(shape)).astype(dtype.numpy())
 
 
 def _remove_unread(graph: ir.Graph) -> None:

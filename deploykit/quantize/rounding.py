@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ _ROWS = 512
 # Share of the mean diagonal that is added to the second moments, so that channels that hardly vary can be divided by.
 _DAMPING = 0.01
 _BLOCK = 128
+# A range with so many times the lowest error clips too much already; no smaller one is better.
+_LOST = 2.0
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,47 @@ def search_range(
     ``rows`` float32 [n, in], ``weight`` float32 [out, in]; ``clips`` are the shares of low and high that are tried.
     """
     rows = _spread(rows, _ROWS if weight is not None else 1 << 17)
-    reference = float(np.square(rows if weight is None else rows @ weight.T, dtype=np.float64).mean()) or 1.0
+    energy = _energy_in(weight)
+    reference = energy(rows) or 1.0
 
     def error(at: Range) -> float:
-        changed = quantize_array(rows, at, scheme) - rows
-        return float(np.square(changed if weight is None else changed @ weight.T, dtype=np.float64).mean()) / reference
+        return energy(quantize_array(rows, at, scheme) - rows) / reference
 
     if scheme.symmetric:
-        found = [range_of(low * clip, high * clip, scheme) for clip in clips]
-        return min((Searched(at, error(at)) for at in found), key=lambda s: s.error)
+        return _lowest((range_of(low * clip, high * clip, scheme) for clip in clips), error)
     above = min(clips, key=lambda clip: error(range_of(low, high * clip, scheme)))
     below = min(clips, key=lambda clip: error(range_of(low * clip, high * above, scheme)))
     best = range_of(low * below, high * above, scheme)
     return Searched(best, error(best))
+
+
+def _energy_in(weight: np.ndarray | None) -> Callable[[np.ndarray], float]:
+    """A function from changes of an activation [n, in] to the squares that they add up to in its products."""
+    if weight is None:
+        return lambda changed: float(np.square(changed, dtype=np.float64).sum())
+    out, into = weight.shape
+    if into < out:  # |W x|^2 = x^T (W^T W) x takes fewer multiplications
+        square = weight.T @ weight
+        return lambda changed: float(np.vdot(changed @ square, changed))
+
+    def energy(changed: np.ndarray) -> float:
+        made = changed @ weight.T
+        return float(np.vdot(made, made))
+
+    return energy
+
+
+def _lowest(ranges: Iterable[Range], error: Callable[[Range], float]) -> Searched:
+    """The range with the lowest error, of ranges that become smaller; what is clipped only becomes more."""
+    best: Searched | None = None
+    for at in ranges:
+        found = Searched(at, error(at))
+        if best is None or found.error < best.error:
+            best = found
+        elif found.error > _LOST * best.error:
+            break
+    assert best is not None
+    return best
 
 
 def round_weight(product: Product, array: np.ndarray, moments: np.ndarray | None, scheme: Scheme) -> Stored:

@@ -58,10 +58,11 @@ def lower(task: Task, scheme: Scheme, method: Method, remainder: Remainder, out:
     model = typed(onnx.load(task.model))
     decided = static.decide(model, scheme, method, task.calibration)
     insert(model, decided.products, decided.ranges, decided.weights, decided.scheme)
-    proto = ir.to_proto(model)
     facts = static.facts_of(decided, task.calibration) | {"remainder": remainder}
     if remainder == "fp16":
-        proto, facts["rest"] = to_arithmetic(proto, task)
+        proto, facts["rest"] = to_arithmetic(model, task)
+    else:
+        proto = ir.to_proto(model)
     lint.enforce(proto)
     save(proto, out / "model.onnx")
     return facts | {"requires": {"compute_capability": _COMPUTE_CAPABILITY[scheme.activation]}}

@@ -72,7 +72,7 @@ class Bundle:
     def portable(self) -> Variant:
         """The portable fp32 model on onnxruntime: the listed variant that uses it, or one made up for it."""
         for variant in self.manifest.variants:
-            if replace(variant, name="", proof={}, audit={}, latency={}) == _PORTABLE:
+            if replace(variant, name="", proof={}, audit={}, latency={}, drift={}, lowered={}) == _PORTABLE:
                 return variant
         return replace(_PORTABLE, name="portable")
 

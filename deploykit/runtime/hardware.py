@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 # What a limit in ONEDNN_MAX_CPU_ISA hides (oneDNN's guide, "CPU dispatcher control"), by how the kernel's names
@@ -23,6 +26,8 @@ _HIDDEN = {
     "AVX10_1_512": ("amx",),
 }
 _CGROUP = Path("/sys/fs/cgroup")
+# The instruction sets that decide which kernels the engines pick, on x86 and ARM.
+_DECISIVE = ("amx", "avx", "fma", "f16c", "asimd", "bf16", "fphp", "i8mm", "neon", "sve")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,30 @@ def cpu_features() -> frozenset[str]:
     return cpu().features
 
 
+def machine() -> dict[str, Any]:
+    """CPU model, features that decide speed, usable cores, memory, system, and ``id``: eight hex digits of all that.
+
+    It names the machine that a figure was measured on.
+    """
+    found, system = cpu(), os.uname()
+    facts: dict[str, Any] = {
+        "cpu": found.model,
+        "architecture": system.machine,
+        "features": sorted(f for f in found.features if f.startswith(_DECISIVE)),
+        "cores": usable_cores(),
+        "memory_gib": round(_memory_bytes() / 2**30),
+        "system": system.sysname,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return {"id": digest[:8], **facts}
+
+
+def _memory_bytes() -> int:
+    if Path("/proc/meminfo").exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
 def normalize_architecture(machine: str) -> str:
     """One spelling per architecture: AMD64 is x86_64, arm64 is aarch64."""
     return _ARCHITECTURES.get(machine.lower(), machine.lower())
@@ -93,19 +122,28 @@ def usable_cores(cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgr
 
 def _quota(cgroup: Path, membership: Path) -> float | None:
     """The tightest CPU quota in cores, over the process's group and its parents; None where there is none."""
+    read = {1: _quota_v1, 2: _quota_v2}
+    quotas = [read[kind](folder) for kind, folder in control_groups("cpu", cgroup, membership)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def control_groups(
+    controller: str, cgroup: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")
+) -> list[tuple[int, Path]]:
+    """(1 or 2, the version of control groups; folder) of each group that bounds this process for ``controller``."""
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
-    quotas: list[float] = []
+        return []
+    found: list[tuple[int, Path]] = []
     for line in lines:
         _, controllers, name = (*line.split(":", 2), "", "")[:3]
         group = name.strip("/")
         if controllers == "":
-            quotas += [q for folder in _upwards(cgroup, group) if (q := _quota_v2(folder)) is not None]
-        elif "cpu" in controllers.split(","):
-            quotas += [q for folder in _upwards(cgroup / "cpu", group) if (q := _quota_v1(folder)) is not None]
-    return min(quotas, default=None)
+            found += [(2, folder) for folder in _upwards(cgroup, group)]
+        elif controller in controllers.split(","):
+            found += [(1, folder) for folder in _upwards(cgroup / controller, group)]
+    return found
 
 
 def _upwards(root: Path, group: str) -> list[Path]:

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from deploykit.runtime.bundle import Bundle
+from deploykit.runtime.decide import SELECTIONS, Decision, Select, Wish, decide
 from deploykit.runtime.encoder import Encoder
-from deploykit.runtime.engines import EngineOptions, open_engine
-from deploykit.runtime.errors import BundleError, InputError, MissingError, UnknownNameError, nearest
+from deploykit.runtime.engines import Engine, EngineOptions, open_engine
+from deploykit.runtime.errors import (
+    BundleError,
+    InputError,
+    MissingError,
+    SelfTestError,
+    UnknownNameError,
+    nearest,
+)
 from deploykit.runtime.hardware import usable_cores
 from deploykit.runtime.manifest import Variant
-from deploykit.runtime.preprocess import open_preprocessor
-from deploykit.runtime.selection import PREFERENCES, Candidate, Device, Prefer, Report, candidates, install_hint, unmet
+from deploykit.runtime.preprocess import Preprocessor, open_preprocessor
+from deploykit.runtime.selection import (
+    PREFERENCES,
+    Device,
+    Prefer,
+    Report,
+    Row,
+    install_hint,
+    model_bytes,
+    unmet,
+)
 from deploykit.runtime.trust.models import check_model
 
 _log = logging.getLogger("deploykit")
-
-
-@dataclass(frozen=True)
-class Reasons:
-    """The part of a `Report` that is known before the engine is loaded."""
-
-    why: str
-    passed_over: Mapping[str, str]
-    behind: Mapping[str, str]
 
 
 def load(
@@ -38,17 +46,26 @@ def load(
     prefer: Prefer = "speed",
     require_signature: str | os.PathLike[str] | None = None,
     allow_control_flow: bool = False,
+    select: Select = "auto",
+    arena: bool = True,
 ) -> Encoder:
     """Open the bundle (a folder, or a packed ``.dkb``) at ``path``; ``path@variant`` names a variant too.
 
-    Without a name: the bundle's default where it can run here, else the fastest measured, else the portable fp32 model
-    on onnxruntime; ``prefer="size"`` takes the smallest. ``encoder.report()`` says what was chosen and why. ``threads``
-    None: every core that this process may use. ``require_signature``, a file with a public Ed25519 key in PEM: the
+    Without a name: on the machine where the bundle was built its default; on another one the fastest of the variants
+    that pass the self-test there (``prefer="size"``: the smallest), each tried in a process of its own, timed for 2 s
+    in all, and remembered for the next load; else the portable fp32 model on onnxruntime. ``select="measure"`` tries
+    them in any case, anew, and ``"manifest"`` none: the order is that of the bundle. `Encoder.report` says what was
+    chosen and why.
+
+    ``threads`` None: every core that this process may use. ``arena`` False: onnxruntime keeps no memory of activations
+    between calls, which is smaller and slower. ``require_signature``, a file with a public Ed25519 key in PEM: the
     bundle must be signed by it. ``allow_control_flow`` lets models with If or Loop pass. `BundleError` when a file is
-    not as the manifest says, or a model is none that an encoder needs; `MissingError` when nothing can run.
+    not as the manifest says, or a model is none that an encoder needs; `MissingError` when nothing can run,
+    `SelfTestError` when nothing gives the right vectors.
     """
-    if prefer not in PREFERENCES:
-        raise UnknownNameError(f"prefer is {prefer!r}", hint=nearest(str(prefer), PREFERENCES))
+    for name, value, known in (("prefer", prefer, PREFERENCES), ("select", select, SELECTIONS)):
+        if value not in known:
+            raise UnknownNameError(f"{name} is {value!r}", hint=nearest(str(value), known))
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", hint="give 1 or more, or leave it out for every usable core")
     place, named = split_variant(path)
@@ -61,13 +78,17 @@ def load(
         )
     if verify:
         bundle.verify(require_signature)
-    options = EngineOptions(threads)
-    name = variant or named
+    wish = Wish(prefer, select, EngineOptions(threads, arena))
+    wanted = variant or named
+
+    checked: set[str] = set()
 
     def check(chosen: Variant) -> None:
-        check_model(bundle, chosen, allow_control_flow)
+        if chosen.name not in checked:
+            check_model(bundle, chosen, allow_control_flow)
+            checked.add(chosen.name)
 
-    return _open_named(bundle, name, options, check) if name else _open_best(bundle, prefer, options, check)
+    return _open_named(bundle, wanted, wish.options, check) if wanted else _open_best(bundle, wish, check)
 
 
 def split_variant(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
@@ -79,63 +100,89 @@ def split_variant(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     return Path(place), name
 
 
+def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> Encoder:
+    """Open that variant, whose file and needs the caller has checked."""
+    preprocessor, why = _preprocessor(bundle), "asked for by name"
+    engine = _engine(bundle, variant, options)
+    report = Report(variant.name, why, (Row(variant.name, "used", why),), engine.effective)
+    return Encoder(bundle, variant, engine, preprocessor, report, options.threads or usable_cores())
+
+
 def _open_named(bundle: Bundle, name: str, options: EngineOptions, check: Callable[[Variant], None]) -> Encoder:
     variant = bundle.variant(name)
     check(variant)
-    if reason := unmet(variant, Device()):
+    if reason := unmet(variant, Device(), model_bytes(bundle, variant)):
         missing = "is not installed" in reason
         hint = install_hint([variant.target]) if missing else "leave the variant out to get the best one that runs here"
         raise MissingError(f"variant '{name}' cannot run here: {reason}", hint=hint)
-    return _open(bundle, variant, Reasons("asked for by name", {}, {}), options)
+    return open_variant(bundle, variant, options)
 
 
-def _open_best(bundle: Bundle, prefer: Prefer, options: EngineOptions, check: Callable[[Variant], None]) -> Encoder:
-    passed_over: dict[str, str] = {}
-    tried: list[Candidate] = candidates(bundle, prefer, Device())
-    for index, candidate in enumerate(tried):
-        name = candidate.variant.name
-        if candidate.unmet:
-            passed_over[name] = candidate.unmet
-            continue
-        check(candidate.variant)  # a model that is refused is no reason to try the next: nothing of it is trusted
+def _open_best(bundle: Bundle, wish: Wish, check: Callable[[Variant], None]) -> Encoder:
+    opened: list[Preprocessor] = []
+
+    def prepare(chosen: Variant) -> None:
+        check(chosen)  # a model that is refused is no reason to take the next: nothing of it is trusted
+        if not opened:  # without its preprocessing no variant is of use
+            opened.append(_preprocessor(bundle))
+
+    decision = decide(bundle, wish, Device(), prepare)
+    rows = {row.variant: row for row in decision.rows}
+    for variant, why in decision.order:
+        prepare(variant)
         try:
-            behind = {c.variant.name: c.unmet or f"can run ({c.why})" for c in tried[index + 1 :]}
-            reasons = Reasons(candidate.why, dict(passed_over), behind)
-            encoder = _open(bundle, candidate.variant, reasons, options)
+            engine = _engine(bundle, variant, wish.options)
         except (MissingError, BundleError) as error:
-            passed_over[name] = error.message
+            rows[variant.name] = replace(rows[variant.name], status="refused", why=error.message)
             continue
-        if reasons_against := passed_over or _only_portable(bundle, name, tried[index + 1 :]):
-            _log.warning("%s: '%s' is used (%s); %s", bundle.root, name, candidate.why, _sentence(reasons_against))
-        return encoder
-    targets = [c.variant.target for c in tried if "is not installed" in c.unmet]
-    raise MissingError(
-        f"no variant of '{bundle.root}' can run here: {_sentence(passed_over)}",
-        hint=install_hint(targets[-1:]) if targets else "build the bundle for this machine",
-    )
+        rows[variant.name] = replace(rows[variant.name], status="used", why=why)
+        report = Report(variant.name, why, tuple(rows.values()), engine.effective, decision.notes)
+        _warn(bundle, report)
+        return Encoder(bundle, variant, engine, opened[0], report, wish.options.threads or usable_cores())
+    raise _nothing_runs(bundle, tuple(rows.values()), decision)
 
 
-def _only_portable(bundle: Bundle, name: str, behind: list[Candidate]) -> dict[str, str]:
-    """Why the bundle's own variants were left for the portable model; empty when one of them runs, or could run."""
+def _warn(bundle: Bundle, report: Report) -> None:
+    """Say it where the default cannot run, or nothing but the portable model can."""
+    refused = report.passed_over
     listed = {variant.name for variant in bundle.manifest.variants}
-    lacking = {c.variant.name: c.unmet for c in behind if c.unmet}
-    return lacking if name not in listed and set(lacking) == listed else {}
+    if bundle.manifest.default in refused or (report.variant not in listed and listed and listed <= set(refused)):
+        _log.warning("%s: '%s' is used (%s); %s", bundle.root, report.variant, report.why, _sentence(report.rows))
 
 
-def _open(bundle: Bundle, variant: Variant, reasons: Reasons, options: EngineOptions) -> Encoder:
+def _nothing_runs(bundle: Bundle, rows: Sequence[Row], decision: Decision) -> MissingError | SelfTestError:
+    reasons = f"'{bundle.root}' can run here: {_sentence(rows)}"
+    if decision.failed:
+        return SelfTestError(f"no variant of {reasons}", hint="another version of the engine may compute correctly")
+    missing = [row.variant for row in rows if "is not installed" in row.why]
+    hint = "build the bundle for this machine"
+    if missing:
+        hint = install_hint([bundle.variant(missing[-1]).target])
+    elif any("MiB of memory" in row.why for row in rows):
+        hint = "free memory or raise this process's limit, or build the bundle with a smaller variant (int8)"
+    return MissingError(f"no variant of {reasons}", hint=hint)
+
+
+def _preprocessor(bundle: Bundle) -> Preprocessor:
     card = bundle.manifest.card
-    # The preprocessor first: it is cheap, and without it no variant is of use.
     try:
-        preprocessor = open_preprocessor(card, bundle.root)
+        return open_preprocessor(card, bundle.root)
     except ModuleNotFoundError as error:
         raise MissingError(
             f"{error.name} is not installed, which {card.modality} preprocessing needs",
             hint=install_hint([card.modality]),
         ) from error
-    engine = open_engine(variant.target, bundle.file(variant.path), card, variant.settings, options)
-    report = Report(variant.name, reasons.why, reasons.passed_over, reasons.behind, engine.effective)
-    return Encoder(bundle, variant, engine, preprocessor, report, options.threads or usable_cores())
 
 
-def _sentence(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"not '{name}': {reason}" for name, reason in reasons.items())
+def _engine(bundle: Bundle, variant: Variant, options: EngineOptions) -> Engine:
+    path = bundle.file(variant.path)
+    try:
+        return open_engine(variant.target, path, bundle.manifest.card, variant.settings, options)
+    except MemoryError as error:
+        raise MissingError(
+            f"there is not enough memory to open '{path.name}'", hint="free memory, or load a smaller variant"
+        ) from error
+
+
+def _sentence(rows: Sequence[Row]) -> str:
+    return "; ".join(f"not '{row.variant}': {row.why}" for row in rows if row.status == "refused")

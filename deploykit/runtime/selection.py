@@ -1,12 +1,13 @@
-"""Which variant of a bundle runs here: the default if this machine can, else the fastest measured, else the portable
-one.
+"""Which variants of a bundle can run here, and in which order they stand: the default, then by what was measured when
+the bundle was built, the portable one last. `deploykit.runtime.decide` tries them.
 
 A variant's ``requires`` may hold:
 
 - ``architecture``: a list, one of which the machine must be (``x86_64``, ``aarch64``);
 - ``cpu_features``: a list, *all* of which every core must have; an entry ``"amx_bf16|avx512_bf16"`` asks for either;
 - ``compute_capability``: the smallest that an NVIDIA GPU must have (``"8.9"``); the driver is asked for it;
-- ``packages``: the versions of Python packages, ``{"openvino": ">=2025.0,<2027"}``.
+- ``packages``: the versions of Python packages, ``{"openvino": ">=2025.0,<2027"}``;
+- ``memory_mib``: what must be free; where it is not said, the weights and the engine must fit (`memory.least_needed`).
 
 Any other key is something that this deploykit cannot check, and a reason not to choose the variant.
 """
@@ -16,22 +17,26 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from deploykit.runtime import hardware
+from deploykit.runtime import hardware, memory
 from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.engines import EXTRAS
 from deploykit.runtime.manifest import Variant
 from deploykit.runtime.tensorrt.driver import Gpu, gpu
 
 Prefer = Literal["speed", "size"]
+PORTABLE = "the portable fp32 model"
 PREFERENCES: tuple[Prefer, ...] = ("speed", "size")
 
+_CHECKED = {"architecture", "compute_capability", "cpu_features", "memory_mib", "packages"}
 # One import name, several packages that bring it.
 _PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+# The import name of an engine's package, where the target is called otherwise.
+_ENGINE_PACKAGES = {"onnxruntime-cuda": "onnxruntime", "tensorrt-rtx": "tensorrt_rtx"}
 _COMPARE: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
     ">=": lambda have, want: have >= want,
     "<=": lambda have, want: have <= want,
@@ -44,65 +49,114 @@ _COMPARE: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
 
 @dataclass(frozen=True)
 class Device:
-    """What a variant's needs are held against. ``gpu`` is asked only for variants that need one."""
+    """What a variant's needs are held against. ``gpu`` is asked only for variants that need one, ``memory`` (bytes
+    that can still be had, None where unknown) once for each variant.
+    """
 
     cpu: hardware.Cpu = field(default_factory=hardware.cpu)
     gpu: Callable[[], Gpu | None] = gpu
+    memory: Callable[[], int | None] = memory.available
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant in the order of trial. ``why`` it stands there; ``unmet`` is what it lacks here, or empty."""
+    """A variant in the order of trial. ``why`` it stands there; ``unmet`` is what it lacks here, or empty; ``known`` is
+    what the manifest says of it, in brackets behind it.
+    """
 
     variant: Variant
     why: str
     unmet: str = ""
+    known: str = "not measured"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one variant here. ``usable``: it could run, and another is used. ``cosine_min`` is the self-test's
+    worst example and ``p50_ms`` the median time of one input; None where the variant was not tried, or not timed.
+    """
+
+    variant: str
+    status: Literal["used", "usable", "refused"]
+    why: str
+    cosine_min: float | None = None
+    p50_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What runs and why. ``passed_over`` gives the reason for each variant that stood before it in the order of trial,
-    ``behind`` says of each one that stood after it whether it could have run.
+    """What runs and why: one row for each variant, what the engine says of itself, and what else there is to know
+    (``notes``: a choice that was remembered, or could not be).
     """
 
     variant: str
     why: str
-    passed_over: Mapping[str, str]
-    behind: Mapping[str, str]
+    rows: tuple[Row, ...]
     effective: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed_over(self) -> Mapping[str, str]:
+        """The variants that do not run here, each with the reason."""
+        return {row.variant: row.why for row in self.rows if row.status == "refused"}
+
+    @property
+    def behind(self) -> Mapping[str, str]:
+        """The variants that could run here, each with what is known of it."""
+        return {row.variant: row.why for row in self.rows if row.status == "usable"}
 
     def __str__(self) -> str:
         running = ", ".join(f"{key} {value}" for key, value in self.effective.items())
-        lines = [f"{self.variant}: {self.why}", f"  {running}"]
-        lines += [f"  not {name}: {reason}" for name, reason in self.passed_over.items()]
-        lines += [f"  behind it {name}: {state}" for name, state in self.behind.items()]
-        return "\n".join(lines)
+        return "\n".join([f"{self.variant}: {self.why}", f"  {running}", *_lines(self.rows), *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        return [f"  note: {note}" for note in self.notes]
+
+
+def _lines(rows: Sequence[Row]) -> list[str]:
+    """The rows as columns; a column that would be empty in all is left out."""
+    cells = [
+        (
+            row.status,
+            row.variant,
+            "" if row.cosine_min is None else f"cosine {row.cosine_min:.6f}",
+            "" if row.p50_ms is None else f"p50 {row.p50_ms:.3g} ms",
+            row.why,
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    shown = [[f"{text:<{width}}" for text, width in zip(row, widths, strict=True) if width] for row in cells]
+    return [("  " + "  ".join(row)).rstrip() for row in shown]
 
 
 def candidates(bundle: Bundle, prefer: Prefer, device: Device) -> list[Candidate]:
     """Every variant in the order in which it should be tried, the portable model last."""
     manifest = bundle.manifest
-    ordered: list[tuple[Variant, str]] = []
+    ordered: list[tuple[Variant, str, str]] = []
     if prefer == "size":
-        by_size = sorted(manifest.variants, key=lambda v: _bytes(bundle, v))
-        ordered += [(v, f"the smallest ({_bytes(bundle, v)} bytes)") for v in by_size]
+        by_size = sorted(manifest.variants, key=lambda v: model_bytes(bundle, v))
+        ordered += [(v, "the smallest", f"{model_bytes(bundle, v):,} bytes") for v in by_size]
     else:
-        ordered += [(v, "the bundle's default") for v in manifest.variants if v.name == manifest.default]
-        by_speed = sorted(manifest.variants, key=_p50_ms)
-        ordered += [(v, f"the fastest measured ({_p50_ms(v)} ms)") for v in by_speed if _p50_ms(v) < math.inf]
-    ordered.append((bundle.portable, "the portable fp32 model"))
-    ordered += [(v, "not measured") for v in manifest.variants]
+        by_speed = sorted((v for v in manifest.variants if _p50_ms(v) < math.inf), key=_p50_ms)
+        known = {v.name: f"{_p50_ms(v):.3g} ms where it was built" for v in by_speed}
+        default = [v for v in manifest.variants if v.name == manifest.default]
+        ordered += [(v, "the bundle's default", known.get(v.name, "not measured")) for v in default]
+        ordered += [(v, f"the fastest measured, {known[v.name]}", known[v.name]) for v in by_speed]
+    ordered.append((bundle.portable, PORTABLE, PORTABLE))
+    ordered += [(v, "not measured", "not measured") for v in manifest.variants]
     first: dict[str, Candidate] = {}
-    for variant, why in ordered:
+    for variant, why, fact in ordered:
         if variant.name not in first:
-            first[variant.name] = Candidate(variant, why, unmet(variant, device))
+            lacking = unmet(variant, device, model_bytes(bundle, variant))
+            first[variant.name] = Candidate(variant, why, lacking, fact)
     return list(first.values())
 
 
-def unmet(variant: Variant, device: Device) -> str:
-    """Why ``variant`` cannot run on ``device``, in words; empty when it can."""
+def unmet(variant: Variant, device: Device, size_bytes: int = 0) -> str:
+    """Why ``variant``, whose files have that size, cannot run on ``device``, in words; empty when it can."""
     requires: Mapping[str, Any] = variant.requires
-    unknown = sorted(set(requires) - {"architecture", "compute_capability", "cpu_features", "packages"})
+    unknown = sorted(set(requires) - _CHECKED)
     if unknown:
         return f"it requires '{unknown[0]}', which this deploykit cannot check"
     architectures = [hardware.normalize_architecture(str(name)) for name in requires.get("architecture", [])]
@@ -118,7 +172,7 @@ def unmet(variant: Variant, device: Device) -> str:
     for package, wanted in requires.get("packages", {}).items():
         if reason := _version_fault(str(package), str(wanted)):
             return reason
-    return ""
+    return _memory_fault(requires.get("memory_mib"), size_bytes, device)
 
 
 def install_hint(targets: list[str]) -> str:
@@ -144,8 +198,18 @@ def _gpu_fault(found: Gpu | None, wanted: str) -> str:
     return ""
 
 
+def _memory_fault(wanted_mib: Any, size_bytes: int, device: Device) -> str:
+    if wanted_mib is not None and (isinstance(wanted_mib, bool) or not isinstance(wanted_mib, int | float)):
+        return f"its demand 'memory_mib' {wanted_mib!r} is not understood"
+    needed = math.ceil(wanted_mib * 2**20) if wanted_mib is not None else memory.least_needed(size_bytes)
+    free = device.memory() if wanted_mib is not None or size_bytes else None
+    if free is None or needed <= free:
+        return ""
+    return f"it needs {-(-needed >> 20)} MiB of memory, and {free >> 20} MiB can be had"
+
+
 def _version_fault(package: str, wanted: str) -> str:
-    have = _installed(package)
+    have = installed(package)
     if have is None:
         return f"{package} is not installed"
     for part in filter(None, (p.strip() for p in wanted.split(","))):
@@ -159,12 +223,25 @@ def _version_fault(package: str, wanted: str) -> str:
     return ""
 
 
-def _installed(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of the package that brings the import name ``package``, or None."""
     for name in _PACKAGES.get(package, (package,)):
         try:
             return version(name)
         except PackageNotFoundError:
             continue
+    return None
+
+
+def engine_version(target: str) -> str | None:
+    """The version of the package that brings an engine, one that a third party registered among them."""
+    if have := installed(_ENGINE_PACKAGES.get(target, target)):
+        return have
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="deploykit.engines"):
+        if entry.name == target and entry.dist is not None:
+            return f"{entry.dist.name} {entry.dist.version}"
     return None
 
 
@@ -185,7 +262,8 @@ def _p50_ms(variant: Variant) -> float:
     return float(value) if isinstance(value, int | float) else math.inf
 
 
-def _bytes(bundle: Bundle, variant: Variant) -> int:
+def model_bytes(bundle: Bundle, variant: Variant) -> int:
+    """Size of the variant's file, or files."""
     files = bundle.manifest.files
     weights = variant.path.removesuffix(".xml") + ".bin"
     return files[variant.path].size + (files[weights].size if variant.path.endswith(".xml") else 0)

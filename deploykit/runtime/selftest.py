@@ -12,15 +12,16 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from deploykit.runtime.bundle import Bundle
-from deploykit.runtime.encoder import Encoder
 from deploykit.runtime.errors import BundleError, DeploykitError, MissingError
-from deploykit.runtime.loading import load
 from deploykit.runtime.trust import arrays as arrays_on_disk
+
+if TYPE_CHECKING:
+    from deploykit.runtime.encoder import Encoder
 
 _TIMED_CALLS = 10
 
@@ -28,7 +29,7 @@ _TIMED_CALLS = 10
 @dataclass(frozen=True)
 class VariantResult:
     """``refused``: the variant cannot run here. ``cosine_min`` is the worst example's; ``p50_ms`` the median time of
-    one input over 10 calls, for orientation.
+    one input: over 10 calls in this process, or of the best turn of a trial (`deploykit.runtime.trial`).
     """
 
     variant: str
@@ -43,13 +44,21 @@ class VariantResult:
         return self.status == "passed"
 
 
-def selftest(bundle: Bundle, threads: int | None = None) -> list[VariantResult]:
-    """Run every variant of ``bundle``, the portable model included; the files are verified first (`BundleError`)."""
+def selftest(bundle: Bundle, threads: int | None = None, isolated: bool = False) -> list[VariantResult]:
+    """Run every variant of ``bundle``, the portable model included; the files are verified first (`BundleError`).
+
+    ``isolated``: each variant in a process of its own, so that one which crashes or hangs here fails alone; what was
+    found is remembered for `deploykit.runtime.load`. `MissingError` where no process can be started.
+    """
+    from deploykit.runtime import decide
+
     bundle.verify()
-    inputs, reference = read_inputs(bundle), read_reference(bundle)
     names = [variant.name for variant in bundle.manifest.variants]
     if bundle.portable.name not in names:
         names.append(bundle.portable.name)
+    if isolated:
+        return decide.try_all(bundle, names, threads)
+    inputs, reference = read_inputs(bundle), read_reference(bundle)
     return [_test(bundle, name, inputs, reference, threads) for name in names]
 
 
@@ -89,37 +98,54 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(norms == 0, 1.0, norms))
 
 
-def _test(bundle: Bundle, name: str, inputs: Any, reference: np.ndarray, threads: int | None) -> VariantResult:
+def judge(bundle: Bundle, name: str, encoder: Encoder, inputs: Any, reference: np.ndarray) -> VariantResult:
+    """Encode ``inputs`` and hold the vectors against ``reference`` and the bound of that variant. Not timed."""
     # The portable model is the reference's own precision: where no bound is given for it, the strictest one given
     # holds.
     bounds = bundle.manifest.selftest.min_cosine
     bound = bounds.get(name, max(bounds.values(), default=0.999))
-    try:
-        with load(bundle.root, name, threads, verify=False) as encoder:
-            vectors = encoder.encode(inputs)
-            if vectors.shape != reference.shape:
-                shapes = f"{list(vectors.shape)} instead of {list(reference.shape)}"
-                return VariantResult(name, "failed", None, f"the vectors are {shapes}", None)
-            worst = float(cosines(vectors, reference).min())
-            p50_ms = _p50_ms(encoder, _one(inputs))
-    except MissingError as error:
-        return VariantResult(name, "refused", None, error.message, None)
-    except DeploykitError as error:
-        return VariantResult(name, "failed", None, error.message, None)
+    vectors = encoder.encode(inputs)
+    if vectors.shape != reference.shape:
+        shapes = f"{list(vectors.shape)} instead of {list(reference.shape)}"
+        return VariantResult(name, "failed", None, f"the vectors are {shapes}", None)
+    worst = float(cosines(vectors, reference).min())
     if not worst >= bound:
-        return VariantResult(name, "failed", worst, f"cosine {worst:.6f} is below {bound:.6f}", p50_ms)
-    return VariantResult(name, "passed", worst, "", p50_ms)
+        return VariantResult(name, "failed", worst, f"cosine {worst:.6f} is below {bound:.6f}", None)
+    return VariantResult(name, "passed", worst, "", None)
 
 
-def _one(inputs: Any) -> Any:
+def refusal(name: str, error: DeploykitError) -> VariantResult:
+    """The result of a variant that could not be opened, or raised."""
+    return VariantResult(name, "refused" if isinstance(error, MissingError) else "failed", None, error.message, None)
+
+
+def one_of(inputs: Any) -> Any:
+    """The first of the inputs, as a batch of one."""
     return {name: array[:1] for name, array in inputs.items()} if isinstance(inputs, dict) else inputs[:1]
 
 
-def _p50_ms(encoder: Encoder, single: Any) -> float:
+def times_ms(encoder: Encoder, single: Any, calls: int, seconds: float = 0.0) -> list[float]:
+    """Milliseconds of each call, after one that does not count: until both bounds are reached."""
     encoder.encode(single)
-    times = []
-    for _ in range(_TIMED_CALLS):
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < calls or time.perf_counter() - began < seconds:
         start = time.perf_counter()
         encoder.encode(single)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def _test(bundle: Bundle, name: str, inputs: Any, reference: np.ndarray, threads: int | None) -> VariantResult:
+    from dataclasses import replace
+
+    from deploykit.runtime.loading import load
+
+    try:
+        with load(bundle.root, name, threads, verify=False) as encoder:
+            result = judge(bundle, name, encoder, inputs, reference)
+            if result.cosine_min is None:
+                return result
+            return replace(result, p50_ms=statistics.median(times_ms(encoder, one_of(inputs), _TIMED_CALLS)))
+    except DeploykitError as error:
+        return refusal(name, error)

@@ -7,6 +7,7 @@ holds it against the parser's rules before the parser sees it. What the bundle c
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -209,7 +210,9 @@ def _build_ahead(flavour: Flavour, model: Path, recipe: Recipe, asked: Sequence[
             f"{flavour.name} builds only for the GPU that is here, and sm asks for {', '.join(asked)}",
             hint="leave sm out (the engine is built on the device), or take the target tensorrt-rtx",
         )
-    trt = flavour.load()
+    import onnx
+
+    trt, products = flavour.load(), products_by_precision(onnx.load(model))
     said = []
     for sm in dict.fromkeys(asked):
         try:
@@ -218,7 +221,7 @@ def _build_ahead(flavour: Flavour, model: Path, recipe: Recipe, asked: Sequence[
             raise ExportError(error.message, hint=error.hint) from error
         stem = f"{model.stem}.sm{sm.replace('.', '')}"
         model.with_name(f"{stem}.engine").write_bytes(made.engine)
-        model.with_name(f"{stem}.json").write_text(dumps(made.metadata), encoding="utf-8")
+        model.with_name(f"{stem}.json").write_text(dumps({**made.metadata, "products": products}), encoding="utf-8")
         said.append(f"{sm} ({len(made.engine) / 2**20:.1f} MiB in {made.seconds:.1f} s)")
     maker = f"{flavour.name} {trt.__version__}"
     built = f"engines were built ahead of time, by {maker}, for compute capability {', '.join(said)}"
@@ -270,7 +273,9 @@ def _quantized_type(value: Any) -> str:
 def audit(flavour: Flavour, artifact: Path, card: Card, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Products by precision and the Q/DQ nodes, from the strongly typed ONNX, which fixes what TensorRT computes in.
 
-    ``attention`` is not counted: which attentions become one kernel is decided when the engine is built.
+    ``attention`` is not counted: which attentions become one kernel is decided when the engine is built. Of engines
+    that were built ahead of time it gives what their metadata say of the layers; TensorRT's inspector needs a GPU and
+    is asked there (`deploykit.runtime.tensorrt.layers`).
     """
     import onnx
 
@@ -278,7 +283,7 @@ def audit(flavour: Flavour, artifact: Path, card: Card, settings: Mapping[str, A
     recipe = Recipe.read(settings)
     operators = Counter(node.op_type for node in proto.graph.node)
     counts = products_by_precision(proto)
-    engines = sorted(path.name for path in artifact.parent.glob(f"{artifact.stem}.sm*.engine"))
+    built = sorted(artifact.parent.glob(f"{artifact.stem}.sm*.engine"))
     facts: dict[str, Any] = {
         "engine": f"{flavour.name} {flavour.version()}".strip(),
         "asked": recipe.precision,
@@ -287,9 +292,14 @@ def audit(flavour: Flavour, artifact: Path, card: Card, settings: Mapping[str, A
         "quantize": operators["QuantizeLinear"],
         "dequantize": operators["DequantizeLinear"],
         "from": "the strongly typed ONNX",
-        "engines": engines,
+        "engines": {path.name: _told(path.with_suffix(".json")) for path in built},
     }
     return facts | {"sentence": describe(facts)}
+
+
+def _told(metadata: Path) -> dict[str, Any]:
+    found = json.loads(metadata.read_text(encoding="utf-8"))
+    return {key: found[key] for key in ("version", "compute_capability", "bytes", "layers", "layers_by_type")}
 
 
 def check_engine(artifact: Path, card: Card, settings: Mapping[str, Any]) -> Engine:
@@ -300,17 +310,18 @@ def check_engine(artifact: Path, card: Card, settings: Mapping[str, Any]) -> Eng
     import onnx
 
     from deploykit.graph.half import rounded
+    from deploykit.graph.ranges import threads
     from deploykit.runtime.engines import open_engine
 
     precision = Recipe.read(settings).precision
     if precision == "fp32":
-        return open_engine("onnxruntime", artifact, card, {}, EngineOptions())
+        return open_engine("onnxruntime", artifact, card, {}, EngineOptions(threads=threads()))
     folder = tempfile.TemporaryDirectory()
     path = Path(folder.name) / "rounded.onnx"
     onnx.save(rounded(onnx.load(artifact)), path)
     # Optimised, onnxruntime does not run float8 Q/DQ, and fuses int8 Q/DQ into kernels that TensorRT has not.
     level = {"graph_optimization": "off"} if precision in _QUANTIZED else {}
-    return Checker(open_engine("onnxruntime", path, card, level, EngineOptions()), folder)
+    return Checker(open_engine("onnxruntime", path, card, level, EngineOptions(threads=threads())), folder)
 
 
 class Checker:

@@ -35,7 +35,7 @@ def test_a_failed_selftest_ends_with_1(command, bundle, monkeypatch):
     from deploykit.runtime import selftest
 
     result = selftest.VariantResult("onnxruntime-fp32", "failed", 0.5, "cosine 0.500000 is below 0.999900", 1.0)
-    monkeypatch.setattr(selftest, "selftest", lambda bundle: [result])
+    monkeypatch.setattr(selftest, "selftest", lambda bundle, isolated: [result])
     code, out, _ = command("bundle", "selftest", bundle, "--json")
     assert code == 1
     assert json.loads(out)["variants"][0]["reason"].startswith("cosine")
@@ -45,7 +45,7 @@ def test_a_selftest_where_nothing_runs_ends_with_4(command, bundle, monkeypatch)
     from deploykit.runtime import selftest
 
     result = selftest.VariantResult("openvino-fp32", "refused", None, "openvino is not installed", None)
-    monkeypatch.setattr(selftest, "selftest", lambda bundle: [result])
+    monkeypatch.setattr(selftest, "selftest", lambda bundle, isolated: [result])
     assert command("bundle", "selftest", bundle)[0] == 4
 
 

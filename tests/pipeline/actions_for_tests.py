@@ -32,3 +32,31 @@ def stumble(options, inputs, out):
 
 def fill_the_disk(options, inputs, out):
     raise OSError(28, "No space left on device", str(Path(out) / "model.onnx"))
+
+
+def last(options, inputs, out):
+    """Take some time, and leave when that was and how many threads were allowed."""
+    began = time.monotonic()
+    time.sleep(options.get("seconds", 0.2))
+    (out / "times.txt").write_text(f"{began} {time.monotonic()}")
+    (out / "threads.txt").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+    return {}
+
+
+def wait_for(options, inputs, out):
+    """Say that it has begun, and end when the other one has too."""
+    began, folder = time.monotonic(), out.parent.parent
+    mine = "a.txt" if options["file"] == "b.txt" else "b.txt"
+    (out.parent / mine).write_text("begun")
+    while not list(folder.glob(f"*/{options['file']}")):
+        if time.monotonic() - began > 30:
+            raise TimeoutError("the other one never began")
+        time.sleep(0.01)
+    time.sleep(0.3)  # long enough for the other to see it
+    (out / "times.txt").write_text(f"{began} {time.monotonic()}")
+    return {}
+
+
+def tell(options, inputs, out):
+    """`last`, and the options that came."""
+    return {**last({}, inputs, out), "told": dict(options)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from deploykit.pipeline.assemble import _copy_engines, _stays_out
 from deploykit.pipeline.decide import Decided
 from deploykit.pipeline.store import Artifact
+from deploykit.runtime.tensorrt.build import SCHEMA
 
 
 def compiled(folder, *names):
@@ -36,6 +39,36 @@ def test_each_engine_goes_beside_the_bundle_with_its_metadata(decided, tmp_path)
     assert (folder / "tensorrt-rtx-fp16.sm89.engine").read_text() == "fp16/model.sm89.engine"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert not (tmp_path / "m.bundle").exists()
+
+
+def test_engines_of_an_earlier_bundle_go_and_nothing_else(decided, tmp_path):
+    folder = tmp_path / "m.engines"
+    _copy_engines(decided, tmp_path / "m.bundle")
+    record = json.dumps({"schema": SCHEMA})
+    for name, text in (("tensorrt-rtx-fp8.sm89", record), ("mine", "{}")):
+        (folder / f"{name}.engine").write_text("an engine")
+        (folder / f"{name}.json").write_text(text)
+    _copy_engines(decided, tmp_path / "m.bundle")
+    assert not list(folder.glob("tensorrt-rtx-fp8.*"))
+    assert len(list(folder.glob("mine.*"))) == 2
+    assert len(list(folder.glob("tensorrt-rtx-fp16.*"))) == 4
+
+
+def test_the_folder_goes_with_its_last_engine(tmp_path):
+    folder = tmp_path / "m.engines"
+    folder.mkdir()
+    (folder / "x.engine").write_text("an engine")
+    (folder / "x.json").write_text(json.dumps({"schema": SCHEMA}))
+    _copy_engines(Decided({}, (), ()), tmp_path / "m.bundle")
+    assert not folder.exists()
+
+
+def test_an_engine_that_changed_is_copied_again(decided, tmp_path):
+    _copy_engines(decided, tmp_path / "m.bundle")
+    copied = tmp_path / "m.engines" / "tensorrt-rtx-fp16.sm89.engine"
+    copied.write_text("fp16/model.sm89.ENGINE")
+    _copy_engines(decided, tmp_path / "m.bundle")
+    assert copied.read_text() == "fp16/model.sm89.engine"
 
 
 def test_without_engines_no_folder_is_made(tmp_path):

@@ -114,3 +114,26 @@ def test_the_length_that_gives_no_number_is_the_one_that_is_named():
 
     with pytest.raises(ProofError, match=r"it is wrong at length 3: mean cosine nan to fp32 there, 1\.0000 at most"):
         variants._lengths(SimpleNamespace(run=run), card, cases, "it")
+
+
+def test_where_the_engine_itself_does_not_run_some_lengths_will_do(tmp_path):
+    asked = []
+    card = Card(**{**vars(CARD), "inputs": (TensorSpec("x", "float32", ("batch", "length", 8)),)})
+
+    def run(feeds):
+        asked.append(feeds["x"].shape[1])
+        return {"y": feeds["x"].mean(1)}
+
+    cases = []
+    for length in (1, 2, 3, 5, 31, 32, 33, 64, 96, 256):
+        x = np.random.default_rng(length).normal(size=(2, length, 8)).astype(np.float32)
+        cases.append(Case({"length": length}, {"x": x}, x.mean(1)))
+    write_cases(cases, tmp_path, "lengths")
+    write_cases(cases[:1], tmp_path, "evaluation")
+    (tmp_path / "inputs.json").write_text(json.dumps({"inputs": ["a", "b"], "sizes": [1, 1]}))
+    whole = variants.measure_drift(SimpleNamespace(run=run), card, tmp_path, "it")
+    assert whole["lengths"]["checked"] == 10
+    asked.clear()
+    some = variants.measure_drift(SimpleNamespace(run=run), card, tmp_path, "it", ran=False)
+    assert some["lengths"]["checked"] == 7
+    assert asked[1:] == [1, 2, 3, 32, 64, 96, 256]

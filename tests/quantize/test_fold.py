@@ -67,4 +67,5 @@ def test_ranges_are_those_of_the_graph_as_it_stands(kind):
     assert found.source == "5 calibration inputs"
     assert set(as_it_is.largest) <= set(found.largest)
     for name, value in as_it_is.largest.items():
-        assert found.largest[name] == pytest.approx(value, rel=1e-6)
+        assert found.largest[name] == pytest.approx(value, rel=0.05)  # but for the rounding of the activation
+    assert found.largest["x"] == found.largest["d"] == np.abs(X).max()

@@ -9,7 +9,7 @@ pytest.importorskip("onnx")
 
 from deploykit.quantize.products import Product
 from deploykit.quantize.qdq import Range, Scheme, quantize_array, range_of
-from deploykit.quantize.rounding import compensate, round_weight, search_range
+from deploykit.quantize.rounding import CLIPS, compensate, round_weight, search_range
 from tests.quantize.made import random
 
 
@@ -90,3 +90,29 @@ def test_rounding_with_compensation_changes_the_product_less():
     assert errors[1] < 0.8 * errors[0]
     np.testing.assert_array_equal(better.scale, nearest.scale)
     assert np.abs(better.values).max() <= 63
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40)])
+def test_what_a_range_costs_is_the_mean_square_of_what_the_product_loses(shape):
+    weight, rows, scheme = random(*shape), random(300, shape[1]), Scheme("int8")
+    found = search_range(rows, float(rows.min()), float(rows.max()), weight, scheme)
+    lost = (quantize_array(rows, found.range, scheme) - rows) @ weight.T
+    exact = np.square(lost, dtype=np.float64).mean() / np.square(rows @ weight.T, dtype=np.float64).mean()
+    assert found.error == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8e4m3fn"])
+@pytest.mark.parametrize("outlier", [1.0, 5.0, 60.0])
+def test_no_range_that_was_not_tried_is_better(kind, outlier):
+    weight, rows, scheme = random(12, 16), random(400, 16), Scheme(kind)
+    rows[7, 3] *= outlier
+    low, high = float(rows.min()), float(rows.max())
+    found = search_range(rows, low, high, weight, scheme)
+
+    def lost(clip):
+        changed = quantize_array(rows, range_of(low * clip, high * clip, scheme), scheme) - rows
+        return float(np.square(changed @ weight.T, dtype=np.float64).mean())
+
+    best = min(lost(clip) for clip in CLIPS)
+    changed = quantize_array(rows, found.range, scheme) - rows
+    assert float(np.square(changed @ weight.T, dtype=np.float64).mean()) <= best * 1.0001

@@ -1,6 +1,9 @@
+import os
 import random
 import threading
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +19,12 @@ from tests.runtime import made
 
 pytest.importorskip("onnxruntime")
 
+STATM = Path("/proc/self/statm")
+
 
 @pytest.fixture(scope="module")
 def encoder(shared):
-    with load(shared.root, threads=2) as opened:
+    with load(f"{shared.root}@onnxruntime-fp32", threads=2) as opened:
         yield opened
 
 
@@ -50,6 +55,11 @@ def test_an_empty_text_is_its_special_tokens(encoder):
 @pytest.mark.parametrize("count", [2, 3, 40, 2500])
 def test_the_order_is_that_of_the_inputs(encoder, count):
     assert_matches(encoder.encode(texts(count)), texts(count))
+
+
+def test_a_text_of_more_characters_than_can_be_tokenised_is_refused(encoder):
+    with pytest.raises(InputError, match=r"number 1 fails.*1,048,577 characters"):
+        encoder.encode(["w1", "x" * (2**20 + 1)])
 
 
 @pytest.mark.parametrize("bounds", [{"batch_tokens": 100}, {"batch_size": 1}, {"batch_size": 7, "batch_tokens": 300}])
@@ -115,22 +125,57 @@ def test_wrong_ready_tensors_are_refused_before_the_engine(encoder, tensors, rea
         encoder.encode(tensors)
 
 
-def test_many_threads_may_encode_at_once(encoder):
+@pytest.mark.parametrize("variant", ["onnxruntime-fp32", "openvino-fp32"])
+def test_many_threads_may_encode_at_once(shared, variant):
+    pytest.importorskip(variant.partition("-")[0])
     failures = []
 
-    def work(seed):
+    def work(encoder, seed):
         try:
             assert_matches(encoder.encode(texts(30, seed)), texts(30, seed))
             assert_matches(encoder.encode(f"w{seed}"), [f"w{seed}"])
         except AssertionError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with load(shared.root, variant, threads=2) as encoder:
+        threads = [threading.Thread(target=work, args=(encoder, seed)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
     assert not failures
+
+
+def _resident_bytes():
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="reads the memory from /proc")
+@pytest.mark.parametrize("variant", ["onnxruntime-fp32", "openvino-fp32"])
+def test_a_long_run_does_not_grow(shared, variant):
+    pytest.importorskip(variant.partition("-")[0])
+    with load(shared.root, variant, threads=1) as encoder:
+
+        def run(calls):
+            for seed in range(calls):
+                encoder.encode(texts(1 + seed % 3, seed))
+
+        run(150)
+        tracemalloc.start()
+        held, resident = tracemalloc.get_traced_memory()[0], _resident_bytes()
+        run(400)
+        grown, resident_grown = tracemalloc.get_traced_memory()[0] - held, _resident_bytes() - resident
+        tracemalloc.stop()
+    # One vector, token array or future kept per call would be 400 times some hundred bytes, and more outside Python.
+    assert grown < 40_000
+    assert resident_grown < 8 << 20
+
+
+@pytest.mark.parametrize("arena", [True, False])
+def test_the_memory_arena_can_be_switched_off(shared, arena):
+    with load(f"{shared.root}@onnxruntime-fp32", arena=arena) as encoder:
+        assert_matches(encoder.encode(texts(40)), texts(40))
+        assert encoder.effective.get("arena", True) is arena
 
 
 def test_it_says_what_it_is(encoder):
@@ -142,15 +187,16 @@ def test_it_says_what_it_is(encoder):
 
 def test_the_report_says_what_was_chosen_and_why(encoder):
     pytest.importorskip("openvino")
-    report = encoder.report()
+    with load(encoder.bundle.root, select="manifest") as opened:
+        report = opened.report()
     assert (report.variant, report.why, report.passed_over) == ("onnxruntime-fp32", "the bundle's default", {})
     assert report.behind == {"openvino-fp32": "can run (not measured)"}
     assert "onnxruntime-fp32: the bundle's default" in str(report)
-    assert "behind it openvino-fp32: can run" in str(report)
+    assert "usable  openvino-fp32     can run (not measured)" in str(report)
 
 
 def test_a_closed_encoder_says_so(shared):
-    encoder = load(shared.root)
+    encoder = load(shared.root, "portable")
     encoder.close()
     encoder.close()
     with pytest.raises(InputError, match="closed"):
@@ -270,7 +316,7 @@ class Fixed:
 )
 def test_vectors_that_are_wrong_never_leave(encoder, vectors, reason):
     broken = Encoder(
-        encoder.bundle, encoder.variant, Fixed(vectors), encoder._preprocessor, Report("x", "", {}, {}, {}), lanes=1
+        encoder.bundle, encoder.variant, Fixed(vectors), encoder._preprocessor, Report("x", "", (), {}), lanes=1
     )
     with pytest.raises(CheckError, match=reason):
         broken.encode("w1")
@@ -319,7 +365,7 @@ def test_an_encoder_without_a_mask_batches_equal_sizes_alone(tmp_path):
         bundle.manifest.variants[0],
         Look(None),
         Preprocessor.open(card, bundle.root),
-        Report("x", "", {}, {}, {}),
+        Report("x", "", (), {}),
         1,
     )
     rows = [np.arange(2, 2 + n) for n in (3, 7, 3, 7, 5)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.runtime import loading
+from deploykit.runtime import decide, loading, trial
 from deploykit.runtime.errors import BundleError
 from tests.runtime import hostile
 
@@ -22,8 +22,9 @@ MOST_MIB = 200
 def no_engine(tmp_path, monkeypatch):
     """A folder for unpacked bundles, engines that are all installed, and none that may be opened."""
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loading, "candidates", _all_can_run)
+    monkeypatch.setattr(decide, "candidates", _all_can_run)
     monkeypatch.setattr(loading, "open_engine", _opened)
+    monkeypatch.setattr(trial, "run", _opened)
     return tmp_path
 
 

@@ -6,9 +6,9 @@ import pytest
 from deploykit.runtime import selection
 from deploykit.runtime.hardware import Cpu
 from deploykit.runtime.manifest import FileEntry, Variant
-from deploykit.runtime.selection import Device, candidates, install_hint, unmet
+from deploykit.runtime.selection import Device, Report, Row, candidates, install_hint, unmet
 
-DEVICE = Device(Cpu("x86_64", "test", frozenset({"avx2", "amx_bf16"})))
+DEVICE = Device(Cpu("x86_64", "test", frozenset({"avx2", "amx_bf16"})), memory=lambda: 300 << 20)
 PORTABLE = Variant("onnxruntime-fp32", "onnxruntime", "fp32", "models/fp32.onnx")
 
 
@@ -63,6 +63,10 @@ def test_the_portable_model_is_not_listed_twice():
         ({"packages": {"openvino": ">=2026.5"}}, "it needs openvino>=2026.5, and 2026.4.1 is installed"),
         ({"packages": {"openvino": "==2026.4.1"}}, ""),
         ({"packages": {"openvino": "~=2026.4"}}, "is not understood"),
+        ({"memory_mib": 300}, ""),
+        ({"memory_mib": 300.5}, "it needs 301 MiB of memory, and 300 MiB can be had"),
+        ({"memory_mib": 512}, "it needs 512 MiB of memory, and 300 MiB can be had"),
+        ({"memory_mib": "much"}, "its demand 'memory_mib' 'much' is not understood"),
         ({"gpu": "sm_90"}, "it requires 'gpu', which this deploykit cannot check"),
     ],
 )
@@ -82,3 +86,30 @@ def test_an_engine_that_is_not_installed_is_a_reason(monkeypatch):
     monkeypatch.setattr(selection.importlib.util, "find_spec", lambda name: None)
     assert unmet(PORTABLE, DEVICE) == "onnxruntime is not installed"
     assert install_hint(["onnxruntime", "openvino"]) == 'pip install "deploykit[ort,openvino]"'
+
+
+def test_the_weights_must_fit_where_nothing_is_demanded():
+    assert not unmet(PORTABLE, DEVICE, 200 << 20)
+    assert unmet(PORTABLE, DEVICE, 300 << 20) == "it needs 348 MiB of memory, and 300 MiB can be had"
+    assert not unmet(PORTABLE, replace(DEVICE, memory=lambda: None), 300 << 20)
+    made = replace(PORTABLE, requires={"memory_mib": 100})
+    assert not unmet(made, DEVICE, 300 << 20)
+
+
+def test_a_report_has_one_line_per_variant():
+    rows = (
+        Row("quick", "refused", "cosine 0.500000 is below 0.900000", 0.5, None),
+        Row("right", "used", "the fastest of 2 that pass the self-test here", 0.98765432, 1.2345),
+        Row("slow", "usable", "passes the self-test here", 1.0, 12.0),
+    )
+    report = Report("right", "the fastest of 2 that pass the self-test here", rows, {"engine": "e"}, ("remembered",))
+    assert str(report).splitlines() == [
+        "right: the fastest of 2 that pass the self-test here",
+        "  engine e",
+        "  refused  quick  cosine 0.500000               cosine 0.500000 is below 0.900000",
+        "  used     right  cosine 0.987654  p50 1.23 ms  the fastest of 2 that pass the self-test here",
+        "  usable   slow   cosine 1.000000  p50 12 ms    passes the self-test here",
+        "  note: remembered",
+    ]
+    assert report.passed_over == {"quick": "cosine 0.500000 is below 0.900000"}
+    assert report.behind == {"slow": "passes the self-test here"}

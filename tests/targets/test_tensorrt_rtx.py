@@ -64,6 +64,13 @@ def test_an_engine_is_built_with_its_metadata(request, lowered, tmp_path, model,
     assert [t["name"] for t in metadata["inputs"]] == [spec.name for spec in card.inputs]
     assert [t["name"] for t in metadata["outputs"]] == [card.embedding.output]
     assert (metadata["quantize"] > 0) == (precision in ("int8", "fp8"))
+    computes = {"fp32": "float", "fp16": "half", "bf16": "bf16", "int8": "int8", "fp8": "fp8"}[precision]
+    assert metadata["layers_by_type"][computes] >= metadata["products"][precision] > 0
+    assert sum(metadata["layers_by_type"].values()) <= metadata["layers"]
+    told = tensorrt_rtx.audit(tmp_path / compiled.path, card, compiled.settings)["engines"]
+    assert {name: facts["layers_by_type"] for name, facts in told.items()} == {
+        f"model.sm{sm.replace('.', '')}.engine": metadata["layers_by_type"]
+    }
     assert "built ahead of time" in compiled.notes[0]
     assert sm in compiled.notes[0]
 

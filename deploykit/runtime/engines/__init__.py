@@ -26,9 +26,14 @@ EXTRAS = {"onnxruntime": "ort", "onnxruntime-cuda": "ort-gpu", "tensorrt-rtx": "
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How the engine may use the machine. ``threads`` None: every core this process may run on."""
+    """How the engine may use the machine. ``threads`` None: every core this process may run on.
+
+    ``arena`` False: onnxruntime gives the memory of activations back after each call instead of keeping it for the
+    next. Other engines have no such switch.
+    """
 
     threads: int | None = None
+    arena: bool = True
 
 
 class Engine(Protocol):

@@ -23,7 +23,7 @@ from deploykit.runtime.engines import EngineOptions, Feeds
 from deploykit.runtime.errors import BundleError, InputError, MissingError
 from deploykit.runtime.lanes import Lanes
 from deploykit.runtime.manifest import Card
-from deploykit.runtime.tensorrt import cache, driver
+from deploykit.runtime.tensorrt import cache, driver, layers
 from deploykit.runtime.tensorrt.build import Built, build, failed, recorder, refusal, this_platform
 from deploykit.runtime.tensorrt.driver import Cuda, Gpu
 from deploykit.runtime.tensorrt.flavour import Flavour
@@ -45,8 +45,11 @@ def open_engine(
     recipe = Recipe.read(settings)
     gpu = gate(flavour, recipe, driver.gpu())
     trt = flavour.load()
-    blob, effective = _engine(trt, flavour, path, recipe, gpu)
-    return TensorRtEngine(trt, blob, card, recipe, Cuda(), effective)
+    blob, effective, cached = _engine(trt, flavour, path, recipe, gpu)
+    engine = TensorRtEngine(trt, blob, card, recipe, Cuda(), effective)
+    found = engine.layers() if cached is None else cache.layers(cache.default_root(), cached, engine.layers)
+    engine.effective = {**engine.effective, "layers": layers.summary(found)}
+    return engine
 
 
 def gate(flavour: Flavour, recipe: Recipe, gpu: Gpu | None) -> Gpu:
@@ -75,8 +78,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 
-def _engine(trt: ModuleType, flavour: Flavour, path: Path, recipe: Recipe, gpu: Gpu) -> tuple[bytes, dict[str, Any]]:
-    """The engine's bytes, and what `effective` says of it."""
+def _engine(
+    trt: ModuleType, flavour: Flavour, path: Path, recipe: Recipe, gpu: Gpu
+) -> tuple[bytes, dict[str, Any], dict[str, Any] | None]:
+    """The engine, what `effective` says of it, and what the cache knows it by: None for one that is not in it."""
     version = str(trt.__version__)
     wanted: dict[str, Any] = {
         "flavour": flavour.name,
@@ -95,14 +100,13 @@ def _engine(trt: ModuleType, flavour: Flavour, path: Path, recipe: Recipe, gpu: 
         "driver": gpu.driver,
     }
     if os.environ.get("DEPLOYKIT_TRUST_ENGINES") == "1" and (blob := _brought(path, wanted)) is not None:
-        return blob, {**effective, "from": "ahead of time"}
+        return blob, {**effective, "from": "ahead of time"}, None
     root = cache.default_root()
-    found = cache.get(
-        root, {**wanted, "driver": gpu.driver, "gpu": gpu.name}, lambda: _build(trt, path, recipe, wanted)
-    )
+    cached = {**wanted, "driver": gpu.driver, "gpu": gpu.name}
+    found = cache.get(root, cached, lambda: _build(trt, path, recipe, wanted))
     for reason in found.stale:
         _log.warning("%s: an older engine in %s is not used: %s; it was built anew", path.name, root, reason)
-    return found.engine, {**effective, "from": "built now" if found.built else "the cache"}
+    return found.engine, {**effective, "from": "built now" if found.built else "the cache"}, cached
 
 
 def _brought(path: Path, wanted: Mapping[str, Any]) -> bytes | None:
@@ -141,7 +145,7 @@ class TensorRtEngine:
     def __init__(
         self, trt: ModuleType, blob: bytes, card: Card, recipe: Recipe, device: Device, effective: Mapping[str, Any]
     ) -> None:
-        self._device, self._recipe = device, recipe
+        self._trt, self._device, self._recipe = trt, device, recipe
         self._recorder = recorder(trt)
         device.enter()
         self._runtime = trt.Runtime(self._recorder)
@@ -173,6 +177,10 @@ class TensorRtEngine:
     def native(self) -> Any:
         """TensorRT's own engine, for callers with memory and a stream of their own; None once it is closed."""
         return self._engine
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What TensorRT's inspector tells of the engine's layers (`deploykit.runtime.tensorrt.layers`)."""
+        return layers.inspect(self._trt, self._engine)
 
     def close(self) -> None:
         """Free the GPU's memory."""

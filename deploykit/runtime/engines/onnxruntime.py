@@ -61,10 +61,12 @@ CPU = Provider("CPUExecutionProvider")
 
 def open_engine(path: Path, card: Card, settings: Mapping[str, Any], options: EngineOptions) -> OnnxRuntimeEngine:
     """Load the ``.onnx`` at ``path``; `BundleError` when ONNX Runtime cannot, or a setting is unknown."""
-    return open_on(CPU, path, card, settings, options.threads or usable_cores())
+    return open_on(CPU, path, card, settings, options.threads or usable_cores(), options.arena)
 
 
-def open_on(provider: Provider, path: Path, card: Card, settings: Mapping[str, Any], threads: int) -> OnnxRuntimeEngine:
+def open_on(
+    provider: Provider, path: Path, card: Card, settings: Mapping[str, Any], threads: int, arena: bool = True
+) -> OnnxRuntimeEngine:
     """Load the ``.onnx`` at ``path`` on a provider; `MissingError` when the session gets another one."""
     import onnxruntime
 
@@ -72,18 +74,24 @@ def open_on(provider: Provider, path: Path, card: Card, settings: Mapping[str, A
     for key in settings:
         if key not in _SETTINGS:
             raise BundleError(f"onnxruntime has no setting '{key}'", hint=nearest(key, _SETTINGS))
-    return OnnxRuntimeEngine(path, card, settings, threads, provider)
+    return OnnxRuntimeEngine(path, card, settings, threads, provider, arena)
 
 
 class OnnxRuntimeEngine:
     """A session for latency, and one more, shared by one thread per core, when `run_many` is first used."""
 
     def __init__(
-        self, path: Path, card: Card, settings: Mapping[str, Any], threads: int, provider: Provider = CPU
+        self,
+        path: Path,
+        card: Card,
+        settings: Mapping[str, Any],
+        threads: int,
+        provider: Provider = CPU,
+        arena: bool = True,
     ) -> None:
         import onnxruntime
 
-        self._provider = provider
+        self._provider, self._arena = provider, arena
         self._path, self._settings, self._threads = path, settings, threads
         self._outputs = [spec.name for spec in card.outputs]
         self._lock = threading.Lock()
@@ -97,6 +105,7 @@ class OnnxRuntimeEngine:
             "threads": threads,
             "streams": 1,
             "streams_many": provider.lanes or threads,
+            **({} if arena else {"arena": False}),
             **provider.inspect(self._session, path),
         }
 
@@ -134,6 +143,7 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = self._arena
         options.log_severity_level = _ERRORS_ONLY
         level = str(self._settings.get("graph_optimization", "all"))
         if level not in _LEVELS:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _IDS, _MASK, _TYPES, _POSITIONS = "input_ids", "attention_mask", "token_type_ids", "position_ids"
 _PREFIX = "preprocess/"
+MAX_CHARACTERS = 2**20
+"""Longer texts are refused: the tokenizer takes some 180 bytes and a microsecond for each character, read or cut."""
 
 # Batches of texts this long are padded to a multiple of this many tokens, where a mask marks padding: 16 rows fill a
 # tile of AMX. On long texts that costs 5 % more tokens and saves more time than that; on short ones the padding
@@ -154,6 +156,11 @@ class Preprocessor:
         for index, text in enumerate(inputs):
             if not isinstance(text, str):
                 raise InputError(f"input {index} is a {type(text).__name__}, not a text", hint="pass strings")
+            if len(text) > MAX_CHARACTERS:
+                raise InputError(
+                    f"input {index} has {len(text):,} characters",
+                    hint=f"cut it below {MAX_CHARACTERS:,}: this encoder reads {self._longest} tokens of it",
+                )
             if options.strip:
                 text = text.strip()
             if options.lowercase:

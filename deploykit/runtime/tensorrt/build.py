@@ -21,6 +21,7 @@ from typing import Any
 from deploykit.runtime.errors import BundleError, DeploykitError
 from deploykit.runtime.tensorrt.recipe import Profile, Recipe, digest_of
 
+SCHEMA = "deploykit.engine/1"
 # Without a driver every build says this several times; it changes nothing.
 _NOISE = re.compile(r"cudaError 35|CUDA driver version is insufficient|CUDA initialization failure")
 _KEPT_LINES = 4
@@ -222,9 +223,12 @@ def _load_timings(config: Any, timing: Path) -> Any:
 def _metadata(
     trt: ModuleType, flavour: str, network: Any, model: Path, recipe: Recipe, sm: str, engine: bytes
 ) -> dict[str, Any]:
-    layers = Counter(network.get_layer(index).type for index in range(network.num_layers))
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    types = Counter(layer.type for layer in layers)
+    # Strongly typed: what a layer gives is what it computes in, whatever kernel is chosen for it.
+    computes_in = Counter(_name(layer.get_output(0).dtype) for layer in layers if layer.num_outputs)
     return {
-        "schema": "deploykit.engine/1",
+        "schema": SCHEMA,
         "flavour": flavour,
         "version": str(trt.__version__),
         "compute_capability": sm,
@@ -234,8 +238,9 @@ def _metadata(
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
         "layers": network.num_layers,
-        "quantize": layers[trt.LayerType.QUANTIZE],
-        "dequantize": layers[trt.LayerType.DEQUANTIZE],
+        "layers_by_type": dict(sorted(computes_in.items())),
+        "quantize": types[trt.LayerType.QUANTIZE],
+        "dequantize": types[trt.LayerType.DEQUANTIZE],
         "digests": {
             "model": digest_of(model),
             "recipe": recipe.digest,

@@ -4,6 +4,7 @@
 
     ROOT/<key>/engine.bin        mode 0600, in folders of mode 0700: an engine is executable code
     ROOT/<key>/metadata.json
+    ROOT/<key>/layers.json       what the inspector told of it when it was first loaded
     ROOT/<key>.lock              held by the process that builds; the system lets go of it when that process dies
 
 An engine appears by one rename, so a build that is killed leaves none. Deleting ROOT is always safe.
@@ -11,6 +12,7 @@ An engine appears by one rename, so a build that is killed leaves none. Deleting
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -27,7 +29,7 @@ from typing import Any
 from deploykit.runtime.errors import MissingError
 from deploykit.runtime.tensorrt.build import Built, dumps, refusal
 
-_ENGINE, _METADATA = "engine.bin", "metadata.json"
+_ENGINE, _METADATA, _LAYERS = "engine.bin", "metadata.json", "layers.json"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,22 @@ def get(root: Path, wanted: Mapping[str, Any], build: Callable[[], Built]) -> Ca
         built = build()
         _write(root, key, built, wanted)
         return Cached(built.engine, built.metadata, True, stale)
+
+
+def layers(root: Path, wanted: Mapping[str, Any], inspect: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What is kept of an engine's layers beside it; ``inspect`` is asked, once, where there is nothing yet."""
+    folder = root / key_of(wanted)
+    try:
+        found: list[dict[str, Any]] = json.loads((folder / _LAYERS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = inspect()
+        # An engine that another process has replaced meanwhile, or a full disk, is no reason not to run.
+        with contextlib.suppress(OSError):
+            descriptor, unfinished = tempfile.mkstemp(dir=folder)  # mode 0600
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(found, file, indent=1)
+            Path(unfinished).replace(folder / _LAYERS)
+    return found
 
 
 def private(root: Path) -> None:

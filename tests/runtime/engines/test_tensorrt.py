@@ -149,7 +149,7 @@ def load(model, monkeypatch):
     """``load(trt)``: the engine of the model, as `open_engine` would get it; (bytes, effective)."""
 
     def run(trt, gpu=GPU, recipe=RECIPE):
-        return _tensorrt._engine(trt, TENSORRT, model, recipe, gpu)
+        return _tensorrt._engine(trt, TENSORRT, model, recipe, gpu)[:2]
 
     return run
 

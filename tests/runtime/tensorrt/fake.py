@@ -37,7 +37,7 @@ class LayerType(enum.Enum):
 
 def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
     """A flavour's module. ``fail`` names the call that answers as TensorRT does when it fails, with a line logged."""
-    made = SimpleNamespace(builds=0, configs=[], flags=None)
+    made = SimpleNamespace(builds=0, inspected=0, configs=[], flags=None)
 
     class Parser:
         num_errors = 1
@@ -98,7 +98,11 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
             made.flags = flags
             x = SimpleNamespace(name="x", shape=(-1, 3), dtype="DataType.FLOAT")
             y = SimpleNamespace(name="y", shape=(-1, 1), dtype="DataType.FLOAT")
-            layers = [SimpleNamespace(type=t) for t in (LayerType.QUANTIZE, LayerType.DEQUANTIZE, LayerType.DEQUANTIZE)]
+            kinds = (LayerType.QUANTIZE, "INT8"), (LayerType.DEQUANTIZE, "HALF"), (LayerType.DEQUANTIZE, "HALF")
+            layers = [
+                SimpleNamespace(type=kind, num_outputs=1, get_output=lambda i, d=dtype: SimpleNamespace(dtype=d))
+                for kind, dtype in kinds
+            ]
             return SimpleNamespace(
                 num_inputs=1,
                 num_outputs=1,
@@ -171,6 +175,15 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
         def get_tensor_mode(self, name):
             return TensorIOMode.INPUT if name == "x" else TensorIOMode.OUTPUT
 
+        def create_engine_inspector(self):
+            made.inspected += 1
+            if fail == "inspector":
+                return None
+            outputs = [{"Name": "y", "Format/Datatype": "Row major linear FP16 format"}]
+            layers = [{"Name": "fused MatMul + Add", "LayerType": "gemm", "Outputs": outputs}, "a name alone"]
+            text = json.dumps({"Layers": layers, "Bindings": ["x", "y"]})
+            return SimpleNamespace(get_engine_information=lambda form: text if form == "json" else "")
+
         def create_execution_context(self):
             return None if fail == "context" else Context()
 
@@ -200,6 +213,7 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
         HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere"),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         LayerType=LayerType,
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
         TensorIOMode=TensorIOMode,
         **({"ComputeCapability": SimpleNamespace(**{f"SM{n}": n for n in sm})} if sm else {}),
     )

@@ -141,3 +141,9 @@ def test_a_recipe_survives_the_manifest():
     assert Recipe.read(RECIPE.settings).digest == RECIPE.digest
     with pytest.raises(BundleError, match="not a TensorRT build recipe"):
         Recipe.read({})
+
+
+def test_the_metadata_say_how_many_layers_compute_in_which_type(model):
+    made = build(fake.module(), "tensorrt", model, RECIPE).metadata
+    assert made["layers_by_type"] == {"half": 2, "int8": 1}
+    assert (made["quantize"], made["dequantize"]) == (1, 2)

@@ -73,6 +73,23 @@ def test_each_engine_is_built_once_and_what_the_gpu_lacks_is_said(bundle, gpu):
     assert trt.made.builds == 1
 
 
+def test_what_the_inspector_tells_is_kept_beside_the_engine(bundle, gpu, tmp_path):
+    trt = gpu()
+    first = warm(bundle, device=L4)[0]
+    assert first.effective["layers"] == {"fp16": 1, "unknown": 1}
+    kept = next((tmp_path / "engines").glob("*/layers.json"))
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert [layer["name"] for layer in json.loads(kept.read_text())] == ["fused MatMul + Add", "a name alone"]
+    assert warm(bundle, device=L4)[0].effective["layers"] == first.effective["layers"]
+    assert trt.made.inspected == 1
+
+
+def test_an_engine_that_cannot_be_inspected_runs_all_the_same(bundle, gpu):
+    gpu(fail="inspector")
+    found = warm(bundle, device=L4)[0]
+    assert (found.status, found.effective["layers"]) == ("built", {})
+
+
 def test_loading_takes_the_engine_that_was_warmed(bundle, gpu):
     trt = gpu()
     warm(bundle, ["tensorrt-rtx-fp16"], L4)
@@ -161,5 +178,6 @@ def _seeing(gpu):
     def init(self):
         object.__setattr__(self, "cpu", hardware.cpu())
         object.__setattr__(self, "gpu", lambda: gpu)
+        object.__setattr__(self, "memory", lambda: None)
 
     return init
