@@ -5,7 +5,7 @@ VENV    ?= .venv
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint bench clean
+.PHONY: help demo test test-edge test-gpu lint bench clean
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -15,6 +15,7 @@ INPUTS := pyproject.toml .ci/constraints.txt
 help:
 	@echo "make demo      export the real all-MiniLM-L6-v2, prove it, and say where the bundle and the report are"
 	@echo "make test      lint, types and the whole test suite"
+	@echo "make test-edge bundles on emulated devices (ARM64, x86-64 without VNNI), the Dockerfile's steps, processes killed"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU, with what is installed: nothing is downloaded"
 	@echo "make lint      lint and types alone"
 	@echo "make bench     deploykit beside sentence-transformers (builds environments of its own, takes a while)"
@@ -26,6 +27,13 @@ demo: $(VENV)/.demo-installed
 test: lint
 	@echo "== pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+# What is emulated is set up in build/edge, once. Where qemu is not there it is skipped, and said how to get it.
+# KILLS processes are killed for each of eight ways of writing bundles, store and cache.
+KILLS ?= 7
+test-edge: $(VENV)/.test-installed
+	@OMP_NUM_THREADS=1 DEPLOYKIT_KILLS=$(KILLS) $(BIN)/python -m pytest tests/edge tests/bundle/test_killed.py -m "edge or killed" \
+	  -rs -p no:cacheprovider --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 12
 
 # With the environment that is there: a machine with a GPU often has torch, and no network.
 test-gpu:

@@ -1,4 +1,4 @@
-"""Finds the pieces that come one file each: targets, precisions, sources, objectives.
+"""Finds the pieces that come one file each: targets, precisions, sources, objectives, layouts.
 
 A piece is a module of the package ``deploykit.<kind>``, found by its file name, or a module that a third party names
 under the entry point group ``deploykit.<kind>``. Names are written with a dash, files with an underscore.
@@ -14,8 +14,8 @@ from typing import cast
 
 from deploykit.errors import UnknownNameError, nearest
 
-KINDS = ("sources", "precisions", "targets", "objectives")
-_PACKAGES = {"objectives": "pretrain.objectives"}
+KINDS = ("sources", "precisions", "targets", "objectives", "layouts")
+_PACKAGES = {"objectives": "pretrain.objectives", "layouts": "bundle.layouts"}
 
 
 def names(kind: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deploykit.runtime import devices
 from deploykit.runtime.manifest import Manifest, Variant
 
 NAME = "MODEL_CARD.md"
@@ -30,6 +31,7 @@ def render(manifest: Manifest) -> str:
         *(_row(manifest, variant) for variant in manifest.variants),
         "",
         *_measured(manifest),
+        *_on_devices(manifest),
         *_notes(manifest),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -47,7 +49,7 @@ def _row(manifest: Manifest, variant: Variant) -> str:
 
 def _measured(manifest: Manifest) -> Iterator[str]:
     """What was measured when it was built: times with their interval, calls and machine; drift with its examples."""
-    rows = [v for v in manifest.variants if v.latency or v.drift]
+    rows = [v for v in manifest.variants if v.latency or set(v.drift) - {devices.KEY}]
     if not rows:
         return
     hardware = sorted({str(v.latency["hardware"]) for v in rows if "hardware" in v.latency})
@@ -60,6 +62,16 @@ def _measured(manifest: Manifest) -> Iterator[str]:
         runs = _plain(variant.audit.get("sentence") or "not recorded").replace("|", "/")
         yield f"| {variant.name} | {' | '.join(times)} | {_drift(variant.drift)} | {runs} |"
     yield ""
+
+
+def _on_devices(manifest: Manifest) -> Iterator[str]:
+    """What devices found in their self-test, where it was recorded."""
+    found = [(variant, row) for variant in manifest.variants for row in devices.rows(variant)]
+    if found:
+        yield "Self-tests on devices:"
+        yield ""
+        yield from (f"- {variant.name}: {_plain(devices.sentence(row))}" for variant, row in found)
+        yield ""
 
 
 def _time(row: Any) -> str:

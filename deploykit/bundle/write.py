@@ -166,10 +166,18 @@ def _fill(folder: Path, contents: Contents) -> None:
         candidates=tuple(dict(entry) for entry in contents.candidates),
         provenance=dict(contents.provenance),
     )
+    describe(folder, manifest, listed)
+
+
+def describe(folder: Path, manifest: Manifest, listed: Mapping[str, FileEntry]) -> None:
+    """Write the model card, the SBOM and the manifest of the files that are ``listed``, which holds neither of the
+    first two.
+    """
+    entries = dict(listed)
     for name, render in ((model_card.NAME, model_card.render), (sbom.NAME, sbom.render)):
-        (folder / name).write_text(render(replace(manifest, files=dict(listed))), encoding="utf-8")
-        listed[name] = file_entry(folder / name)
-    data = to_json(replace(manifest, files=dict(sorted(listed.items()))))
+        (folder / name).write_text(render(replace(manifest, files=dict(entries))), encoding="utf-8")
+        entries[name] = file_entry(folder / name)
+    data = to_json(replace(manifest, files=dict(sorted(entries.items()))))
     (folder / MANIFEST_NAME).write_text(
         json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )

@@ -1,4 +1,4 @@
-"""``deploykit bundle verify | sign | selftest | warm | pack | unpack``."""
+"""``deploykit bundle verify | sign | selftest | record | warm | pack | unpack | slim | layout``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deploykit.runtime.tensorrt.warm import Warmed
 
 app = typer.Typer(
-    help="Check, sign, test, pack and unpack bundles.",
+    help="Check, sign, test, pack, slim and lay out bundles.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -29,6 +29,9 @@ _Packed = Annotated[
 _Folder = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="PATH", help="The folder to write. Default: beside it, as NAME.bundle."),
+]
+_NewBundle = Annotated[
+    Path, typer.Option("--output", "-o", metavar="PATH", help="The bundle folder to write.", show_default=False)
 ]
 _Required = Annotated[
     Path | None,
@@ -123,22 +126,29 @@ def sign(bundle: _Bundle, key: _Key, new_key: _NewKey = False, json: console.Jso
 def selftest(bundle: _Bundle, json: console.Json = False) -> None:
     """Run every variant here and compare.
 
-    Raw inputs go in, the stored vectors must come out. It tests the preprocessing too. Ends with 1 when a
-    variant fails, and with 4 when none can run here.
+    Raw inputs go in, the stored vectors must come out. It tests the preprocessing too. Each variant runs in a process
+    of its own and is timed; what is found is remembered for the loads that follow. Ends with 1 when a variant fails,
+    and with 4 when none can run here.
     """
-    from dataclasses import asdict
-
+    from deploykit.bundle.record import report
     from deploykit.report.terminal import table
     from deploykit.runtime import Bundle
+    from deploykit.runtime.decide import taken
     from deploykit.runtime.selftest import selftest as run_selftest
 
-    results = run_selftest(Bundle.open(bundle))
+    opened = Bundle.open(bundle)
+    with console.Progress() as progress:
+        progress.begin("testing every variant")
+        results = run_selftest(opened, isolated=True)
     failed = any(r.status == "failed" for r in results)
     passed = not failed and any(r.status == "passed" for r in results)
+    used, why = taken(opened, results)
     if json:
-        console.print_json({"bundle": bundle, "passed": passed, "variants": [asdict(r) for r in results]})
+        console.print_json(report(opened, results) | {"bundle": bundle, "used": used, "why": why})
     else:
         typer.echo(table(("variant", "status", "worst cosine", "p50 ms", "why"), [_cells(r) for r in results]))
+        if used:
+            typer.echo(f"a load here takes {used}: {why}")
     if not passed:
         raise typer.Exit(1 if failed else console.EXIT_MISSING)
 
@@ -149,6 +159,44 @@ def _cells(result: VariantResult) -> tuple[str, ...]:
     cosine = "" if result.cosine_min is None else cosine_text(result.cosine_min)
     p50_ms = "" if result.p50_ms is None else number(result.p50_ms)
     return (result.variant, result.status, cosine, p50_ms, result.reason)
+
+
+@app.command()
+def record(
+    bundle: _Bundle,
+    report: Annotated[
+        list[Path],
+        typer.Argument(metavar="REPORT.json…", help="What `bundle selftest --json` printed on a device."),
+    ],
+    times: Annotated[
+        bool, typer.Option("--times/--no-times", help="Keep times too; --no-times for an emulated device.")
+    ] = True,
+    drop_signature: Annotated[
+        bool, typer.Option("--drop-signature", help="Remove a signature: it will not fit. Sign it again afterwards.")
+    ] = False,
+    json: console.Json = False,
+) -> None:
+    """Keep in a bundle what devices found.
+
+    Their self-tests' figures go into the manifest, where inspect and the model card show them: one record for each
+    kind of device, with its instruction sets, engine, worst cosine, and the time of one input. The same kind measured
+    again replaces its record; a report on another bundle is refused.
+
+    Example: deploykit bundle selftest minilm.bundle --json > pi4.json; deploykit bundle record minilm.bundle pi4.json
+    """
+    from dataclasses import asdict
+
+    from deploykit.bundle import record as library
+
+    done = library.record(bundle, report, times, drop_signature)
+    if json:
+        console.print_json(asdict(done))
+        return
+    for device, variants in done.devices.items():
+        typer.echo(f"{device}: {', '.join(variants)}")
+    typer.echo(f"{bundle} has the manifest sha256 {done.digest} now")
+    if done.dropped_signature:
+        console.say(f"the signature was removed; sign it again: deploykit bundle sign {bundle} --key KEY.pem")
 
 
 @app.command()
@@ -221,6 +269,96 @@ def unpack(bundle: _Bundle, output: _Folder = None, json: console.Json = False) 
     from deploykit.bundle import pack as library
 
     _tell(library.unpack(bundle, output or bundle.with_suffix(".bundle")), json)
+
+
+@app.command()
+def slim(
+    bundle: _Bundle,
+    output: _NewBundle,
+    arch: Annotated[
+        str, typer.Option(metavar="NAME", help="Only what this architecture may run: aarch64, x86_64.")
+    ] = "",
+    target: Annotated[
+        list[str] | None, typer.Option("--target", "-t", metavar="NAME", help="Only this engine; may be repeated.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", metavar="NAME", help="Only this variant; may be repeated.")
+    ] = None,
+    json: console.Json = False,
+) -> None:
+    """Copy a bundle with only what a device can use.
+
+    The portable fp32 model stays in every bundle. The copy says where it comes from, and is not signed.
+
+    Example: deploykit bundle slim minilm.bundle -o pi.bundle --arch aarch64 --target onnxruntime
+    """
+    from deploykit.bundle import slim as library
+    from deploykit.report.model import size_text
+
+    done = library.slim(bundle, output, library.Choice(arch, tuple(target or ()), tuple(variant or ())))
+    if done.unsigned:
+        console.say(f"note: the signature of {bundle} is not for the copy: sign that again")
+    if json:
+        console.print_json(
+            {
+                "output": output,
+                "digest": done.bundle.digest,
+                "variants": list(done.kept),
+                "left_out": dict(done.dropped),
+                "bytes_before": done.bytes_before,
+                "bytes": done.bytes_after,
+                "portable_bytes": done.portable_bytes,
+                "signature_left_out": done.unsigned,
+            }
+        )
+        return
+    for name, reason in done.dropped.items():
+        typer.echo(f"left out: {name}: {reason}")
+    sizes = [size_text(size) for size in (done.bytes_before, done.bytes_after, done.portable_bytes)]
+    typer.echo(f"{output}: {sizes[0]} became {sizes[1]}, of which {sizes[2]} are the portable model")
+    typer.echo(f"it holds: {', '.join(done.kept) or 'the portable model alone'}")
+
+
+@app.command()
+def layout(
+    bundle: _Bundle,
+    server: Annotated[
+        str,
+        typer.Option("--for", metavar="SERVER", help="triton, openvino-model-server or tei.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.", show_default=False)
+    ],
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The variant to serve. Default: the fastest that the server runs as it was proven."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model's name on the server. Default: the encoder's.")
+    ] = None,
+    json: console.Json = False,
+) -> None:
+    """Write the folder that a model server loads.
+
+    Triton Inference Server, OpenVINO Model Server, or Text Embeddings Inference. The first two take tokens: the
+    README.md in the folder says how texts become those.
+
+    Example: deploykit bundle layout minilm.bundle --for triton -o models
+    """
+    from dataclasses import asdict
+
+    from deploykit.bundle import layouts as library
+    from deploykit.report.model import size_text
+
+    written = library.write(bundle, server, output, variant, name)
+    if written.caveat:
+        console.say(f"note: {written.caveat}")
+    if json:
+        console.print_json(asdict(written))
+    else:
+        typer.echo(f"{output}: {written.variant} as '{written.name}', {size_text(written.size)}; see its README.md")
 
 
 def _tell(written: Path, json: bool) -> None:

@@ -55,7 +55,9 @@ def _cells(variant: VariantRow) -> tuple[str, ...]:
 
 def _drift(report: Report) -> list[str]:
     rows = [(escape(v.name), escape(v.drift.text())) for v in report.variants if v.drift]
-    return ["## Drift", _table(("variant", "on real inputs"), rows)] if rows else []
+    parts = ["## Drift", _table(("variant", "on real inputs"), rows)] if rows else []
+    rows = [(escape(v.name), escape(sentence)) for v in report.variants for sentence in v.devices]
+    return parts + (["## On devices", _table(("variant", "its self-test there"), rows)] if rows else [])
 
 
 def _latency(report: Report) -> list[str]:

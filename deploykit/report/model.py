@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from deploykit.runtime import devices
 from deploykit.runtime.manifest import Manifest, Variant, to_json
 
 SCHEMA = "deploykit.report/1"
@@ -116,7 +117,7 @@ def trial_rows(provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """One variant that passed. ``audit`` and ``notes`` are sentences; ``size`` is the bytes that it loads."""
+    """One variant that passed. ``audit`` and ``devices`` are sentences; ``size`` is the bytes that it loads."""
 
     name: str
     target: str
@@ -130,6 +131,7 @@ class VariantRow:
     audit: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
     requires: tuple[tuple[str, str], ...]
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,7 @@ def _variant(manifest: Manifest, variant: Variant) -> VariantRow:
         audit=audit_sentences(variant.audit),
         settings=_flat(variant.settings),
         requires=_flat(variant.requires),
+        devices=tuple(clean(devices.sentence(row)) for row in devices.rows(variant)),
     )
 
 

@@ -82,6 +82,7 @@ def _details(report: Report, width: int) -> list[str]:
     lines = []
     for variant in report.variants:
         pairs = [("drift", variant.drift.text())] if variant.drift else []
+        pairs += [("on a device", sentence) for sentence in variant.devices]
         pairs += [("runs as", sentence) for sentence in variant.audit]
         pairs += [("settings", "; ".join(f"{k} = {v}" for k, v in variant.settings))] if variant.settings else []
         pairs += [("requires", "; ".join(f"{k} = {v}" for k, v in variant.requires))] if variant.requires else []
