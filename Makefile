@@ -33,7 +33,7 @@ test: lint
 KILLS ?= 7
 test-edge: $(VENV)/.test-installed
 	@OMP_NUM_THREADS=1 DEPLOYKIT_KILLS=$(KILLS) $(BIN)/python -m pytest tests/edge tests/bundle/test_killed.py -m "edge or killed" \
-	  -rs -p no:cacheprovider --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 12
+	  -rs -p no:cacheprovider --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder --durations 12
 
 # With the environment that is there: a machine with a GPU often has torch, and no network.
 test-gpu:

@@ -25,7 +25,6 @@ KILLS = int(os.environ.get("DEPLOYKIT_KILLS", "3"))
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.killed,
-    pytest.mark.xdist_group("killed"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks processes to kill them"),
 ]
 

@@ -45,25 +45,42 @@ output = "{output}"
 """
 
 
-# What is begun first where several processes share the tests: one sets up the devices and exports MiniLM, which the
-# others wait for, and another builds containers meanwhile.
-_FIRST = ("cortex-a72", "containers", "cortex-a76", "haswell")
+# Tests of one group run in one process, so that each device is set up and tests itself once. What is begun first: one
+# process sets up the devices and exports MiniLM, which the others wait for, and another builds containers meanwhile.
+_GROUPS = ("cortex-a72", "containers", "cortex-a76", "haswell")
+_CONTAINERS = ("test_dockerfile", "test_killed_export")
+
+
+def _group(nodeid):
+    """The device that a test is parametrised with, or ``containers``; else its module."""
+    module, _, test = nodeid.partition("::")
+    if any(name in module for name in _CONTAINERS):
+        return "containers"
+    return next((name for name in machines.MODELS if test.endswith((f"[{name}]", f"-{name}]"))), module)
 
 
 def pytest_collection_modifyitems(config, items):
     """Emulation takes minutes: it is left out unless it is asked for by its marker."""
-
-    def place(item):
-        groups = [name for mark in item.iter_markers("xdist_group") for name in mark.args]
-        return _FIRST.index(groups[0]) if groups and groups[0] in _FIRST else len(_FIRST)
-
     if "edge" in config.option.markexpr:
-        items.sort(key=place)
-    else:
-        reason = pytest.mark.skip(reason="emulated devices take minutes: run them with `make test-edge`")
-        for item in items:
-            if item.get_closest_marker("edge"):
-                item.add_marker(reason)
+        groups = [*_GROUPS, *dict.fromkeys(_group(item.nodeid) for item in items)]
+        items.sort(key=lambda item: groups.index(_group(item.nodeid)))
+        return
+    reason = pytest.mark.skip(reason="emulated devices take minutes: run them with `make test-edge`")
+    for item in items:
+        if item.get_closest_marker("edge"):
+            item.add_marker(reason)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Groups by the names of the tests: pytest-xdist 3.8 does not see its own marker for them under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _group(nodeid)
+
+    return Grouped(config, log) if "edge" in config.option.markexpr else None
 
 
 @pytest.fixture(scope="session")

@@ -68,9 +68,7 @@ print(json.dumps([report.variant, {row.variant: [row.status, row.why] for row in
 
 
 def on_each(*names):
-    """One group for each device: it is set up and its self-test is run once."""
-    marks = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
-    return pytest.mark.parametrize("device", marks, indirect=True)
+    return pytest.mark.parametrize("device", names, indirect=True)
 
 
 pytestmark = pytest.mark.edge

