@@ -11,7 +11,7 @@ from deploykit.cli import console, main
 from deploykit.errors import MissingError, RecipeError
 
 COMMANDS = ["export", "run", "pretrain", "embed", "drift", "bench", "gate", "report", "inspect", "doctor", "list"]
-BUNDLE_COMMANDS = ["verify", "selftest", "warm", "pack", "unpack"]
+BUNDLE_COMMANDS = ["verify", "sign", "selftest", "warm", "record", "slim", "layout", "pack", "unpack"]
 
 
 def failing(error):
