@@ -28,6 +28,8 @@ from deploykit.runtime.preprocess.wav import read_audio
 
 MASK = "attention_mask"
 MAX_CHANNELS = 8
+# No encoder here hears an hour at once; resampling and spectra of more would fill the memory of a small device.
+MAX_SECONDS = 3600
 _VARIANCE_FLOOR = 1e-7
 _FULL_SCALE = {"uint8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
 
@@ -115,7 +117,9 @@ def describe(sound: Any, index: int) -> str:
 
 
 def load(sound: Any, where: str, rate: int) -> np.ndarray:
-    """Mono float32 [samples] at ``rate`` Hz; `InputError` for what is no sound, is damaged, empty or not finite."""
+    """Mono float32 [samples] at ``rate`` Hz; `InputError` for what is no sound, is damaged, empty, not finite, or
+    longer than an hour.
+    """
     if isinstance(sound, (str, os.PathLike)):
         sound = _read(Path(sound), where)
     if isinstance(sound, (bytes, bytearray, memoryview)):
@@ -129,6 +133,9 @@ def load(sound: Any, where: str, rate: int) -> np.ndarray:
         channel_axis = _channel_axis(samples, where)
     if samples.size == 0:
         raise InputError(f"{where} holds no samples", hint="leave empty recordings out")
+    seconds = (samples.size if channel_axis is None else samples.shape[1 - channel_axis]) / source_rate
+    if seconds > MAX_SECONDS:
+        raise InputError(f"{where} lasts {seconds:,.0f} s", hint=f"cut it into parts of {MAX_SECONDS:,} s at most")
     if not np.isfinite(samples).all():
         raise InputError(f"{where} holds NaN or infinite samples", hint="the recording or its conversion is broken")
     mono = samples if channel_axis is None else samples.mean(axis=channel_axis, dtype=np.float32)

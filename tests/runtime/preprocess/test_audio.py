@@ -9,6 +9,7 @@ import pytest
 from deploykit.runtime.errors import BundleError, InputError, MissingError
 from deploykit.runtime.manifest import Card, Embedding, Limits, TensorSpec, to_json
 from deploykit.runtime.preprocess import open_preprocessor
+from deploykit.runtime.preprocess.audio import load
 from deploykit.runtime.preprocess.logmel import LogMel, log_mel, mel_filters
 from deploykit.runtime.preprocess.resample import resample
 from deploykit.runtime.preprocess.wav import read_wav
@@ -226,3 +227,11 @@ def test_wrong_options_and_prompts_are_refused():
         make(speed=2)
     with pytest.raises(InputError, match="no prompts"):
         make().items([], kind="query")
+
+
+@pytest.mark.parametrize("sound", [np.zeros(3601 * 10, np.int16), np.zeros((2, 3601 * 10), np.uint8)])
+def test_more_than_an_hour_is_refused_before_anything_is_computed(sound):
+    with pytest.raises(InputError, match=r"audio 0 lasts 3,601 s") as caught:
+        load((sound, 10), "audio 0", 16000)
+    assert "3,600 s" in caught.value.hint
+    assert load((sound[..., : 10 * 5], 10), "audio 0", 20).size == 100
