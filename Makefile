@@ -13,7 +13,7 @@ INSTALL := $(PIP) install --constraint .ci/constraints.txt
 INPUTS := pyproject.toml .ci/constraints.txt
 
 help:
-	@echo "make demo      export the real all-MiniLM-L6-v2, prove it, and say where the bundle and the report are"
+	@echo "make demo      train, export, quantize and judge an encoder of digits, then export the real all-MiniLM-L6-v2"
 	@echo "make test      lint, types and the whole test suite"
 	@echo "make test-edge bundles on emulated devices (ARM64, x86-64 without VNNI), the Dockerfile's steps, processes killed"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU, with what is installed: nothing is downloaded"
@@ -23,6 +23,7 @@ help:
 
 demo: $(VENV)/.demo-installed
 	@$(BIN)/deploykit run recipes/quickstart.toml
+	@$(BIN)/deploykit run recipes/minilm.toml
 
 test: lint
 	@echo "== pytest"
@@ -47,7 +48,7 @@ lint: $(VENV)/.test-installed
 	@$(BIN)/mypy
 
 bench: $(VENV)/.test-installed
-	@$(BIN)/deploykit run recipes/quickstart.toml
+	@$(BIN)/deploykit run recipes/minilm.toml
 	@$(BIN)/python benchmarks/text_cpu.py --bundle build/minilm.bundle
 
 clean:

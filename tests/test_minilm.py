@@ -1,4 +1,4 @@
-"""The real all-MiniLM-L6-v2, by the quickstart recipe, beside sentence-transformers on the STS benchmark."""
+"""The real all-MiniLM-L6-v2, by the recipe minilm.toml, beside sentence-transformers on the STS benchmark."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("minilm")
-    recipe = (Path(__file__).parent.parent / "recipes" / "quickstart.toml").read_text()
+    recipe = (Path(__file__).parent.parent / "recipes" / "minilm.toml").read_text()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEPLOYKIT_STORE", str(folder / "store"))
         outcome = deploykit.run(Recipe.from_text(recipe.replace("../build/minilm.bundle", str(folder / "m.bundle"))))

@@ -88,6 +88,17 @@ def read(
     return Read(inputs, labels if labelled else None, tuple(pairs), digest)
 
 
+def in_parts(given: Read, parts: Callable[[list[Any]], list[Any]]) -> Read:
+    """What is learnt from, with long inputs in parts; `InputError` where labels or scores would not fit those."""
+    cut = parts(given.inputs)
+    if len(cut) == len(given.inputs):
+        return given
+    if given.labels is not None or given.pairs:
+        hint = "drop the labels of data.train and name labelled data: data.probe"
+        raise InputError("labelled inputs cannot be cut into parts", hint=hint)
+    return replace(given, inputs=cut)
+
+
 def fits(patterns: Sequence[str], answer: bool = True) -> Callable[[str], bool] | None:
     """Tells whether a file's name fits one of some shell patterns (or none, with ``answer`` False); None of none."""
     return (lambda name: any(fnmatch(name, pattern) for pattern in patterns) is answer) if patterns else None

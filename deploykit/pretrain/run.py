@@ -208,6 +208,8 @@ def _data(recipe: PretrainRecipe, facts: Mapping[str, Any]) -> tuple[Any, Held, 
     given = inputs.read(options.train, recipe.modality, options.limit, options.names, trained)
     module, own = piece("modality", recipe.modality), recipe.options["modality"]
     adapter = module.Adapter(own, dict(facts)) if facts else module.Adapter.fit(own, given.inputs, recipe.seed)
+    if hasattr(adapter, "parts"):
+        given = inputs.in_parts(given, adapter.parts)
     digest = "+".join([given.digest, *_weights_digest(recipe)])
     return adapter, inputs.hold(adapter, given, options, recipe.output), digest
 

@@ -134,7 +134,7 @@ def test_a_recipe_trains_or_names_a_model(tmp_path, squares):
 
 
 def test_the_recipe_for_digits_is_valid(pytestconfig):
-    recipe = Recipe.from_toml(pytestconfig.rootpath / "recipes" / "digits.toml")
+    recipe = Recipe.from_toml(pytestconfig.rootpath / "recipes" / "quickstart.toml")
     assert recipe.source.model == str(recipe.pretrain.output)
     assert recipe.bundle.output.name == "digits.bundle"
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from deploykit.errors import CheckError, RecipeError
 from deploykit.pretrain import run
@@ -53,3 +54,15 @@ def test_a_batch_larger_than_the_labelled_data_is_refused(tmp_path, squares):
 def test_a_loss_of_fine_tuning_that_is_no_number_is_told(tmp_path, squares):
     with pytest.raises(CheckError, match=r"loss of fine-tuning is (nan|inf) at step \d+"):
         run.pretrain(tuned(tmp_path / "run", squares, {**SHORT, "lr": 1e30}))
+
+
+@pytest.mark.parametrize("part", ["probe", "finetune"])
+def test_judging_and_fine_tuning_in_bfloat16_see_other_vectors_and_say_the_same(tmp_path, squares, part, monkeypatch):
+    seen, plain = set(), torch.autocast.__enter__
+    monkeypatch.setattr(torch.autocast, "__enter__", lambda self: seen.add(self._enabled) or plain(self))
+    recipe = tuned(tmp_path / "run", squares, SHORT).to_data()
+    recipe[part]["precision"] = "bf16"
+    card = run.pretrain(PretrainRecipe.from_data(recipe)).card
+    assert True in seen
+    assert card["probes"]["trained"]["held_out"]["linear"] == 100.0
+    assert card["finetuned"]["trained"]["held_out"]["accuracy"] == 100.0

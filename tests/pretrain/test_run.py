@@ -292,3 +292,20 @@ def test_grouped_batches_hold_texts_of_one_length_and_every_text(tmp_path):
     assert [len(b) for b in epochs[0]] == [4] * 15
     means = torch.stack([lengths[places[b]].float().mean() for b in epochs[0]])
     assert not torch.equal(means, means.sort().values)
+
+
+def test_long_texts_in_parts_are_learnt_from_whole_and_judged_as_they_are(tmp_path):
+    labelled = made.texts(tmp_path / "texts.csv")
+    plain = tmp_path / "long.txt"
+    plain.write_text("the ship and the wave met a storm. the cow left its barn for a field of harvest\n" * 20)
+    sections = {"modality": "text", "encoder": "transformer", "data": {"train": [str(plain)], "probe": str(labelled)}}
+    table = made.recipe(tmp_path / "run", labelled, **sections).to_data()
+    table["modality"]["pieces"] = True
+    card = run.pretrain(PretrainRecipe.from_data(table)).card
+    assert card["data"]["samples"] > 20
+    assert card["probes"]["trained"]["held_out"]["n"] == 15
+    table |= {"output": str(tmp_path / "other"), "data": {**table["data"], "train": [str(labelled)]}}
+    table["modality"]["length"] = 6
+    with pytest.raises(InputError, match="labelled inputs cannot be cut") as caught:
+        run.pretrain(PretrainRecipe.from_data(table))
+    assert "data.probe" in caught.value.hint

@@ -76,6 +76,49 @@ def test_spans_of_a_text_keep_its_ends_and_order(tmp_path):
         assert any(own[i : i + len(inner)] == inner for i in range(len(own)))
 
 
+def test_a_dropped_token_leaves_no_gap_and_one_always_stays(tmp_path):
+    lines = (made.texts(tmp_path / "t.csv").read_text().splitlines())[1:]
+    adapter = text.Adapter.fit(text.Options(length=12, vocabulary=300, drop=0.8), lines, 0)
+    held = tuple(torch.from_numpy(np.stack(column)) for column in zip(*map(adapter.read, lines), strict=True))
+    views = adapter.views(held, 2, draws(len(lines)))
+    assert not torch.equal(views[0].values, views[1].values)
+    kept = []
+    for ids, valid, own in zip(views[0].values.tolist(), views[0].valid.tolist(), held[0].tolist(), strict=True):
+        count = sum(valid)
+        inner, rest = ids[1 : count - 1], iter(own)
+        assert valid == [1] * count + [0] * (len(valid) - count)
+        assert (ids[0], ids[count - 1], set(ids[count:]) <= {0}) == (2, 3, True)
+        assert all(any(token == other for other in rest) for token in inner)  # in the order of the text
+        kept.append(len(inner) / (own.index(3) - 1))
+    assert min(kept) > 0
+    assert 0.15 < np.mean(kept) < 0.45
+
+
+def test_half_a_batch_drops_the_tokens_that_the_whole_would(tmp_path):
+    lines = (made.texts(tmp_path / "t.csv").read_text().splitlines())[1:]
+    adapter = text.Adapter.fit(text.Options(length=16, vocabulary=300, drop=0.5), lines, 0)
+    held = tuple(torch.from_numpy(np.stack(column)) for column in zip(*map(adapter.read, lines), strict=True))
+    whole = adapter.views(held, 1, draws(len(lines)))[0].values
+    half = adapter.views(tuple(t[3:7] for t in held), 1, Draws(0, len(lines), 3, 7))[0].values
+    shared = min(whole.shape[1], half.shape[1])
+    assert torch.equal(whole[3:7, :shared], half[:, :shared])
+
+
+def test_a_long_text_becomes_parts_that_lose_nothing():
+    lines = ["One two three. Four five six seven eight, nine ten! Eleven", "short", ""]
+    adapter = text.Adapter.fit(text.Options(length=10, vocabulary=300, pieces=True), lines, 0)
+    parts = adapter.parts(lines)
+    assert parts[-2:] == lines[1:]
+    assert " ".join(parts[:-2]) == lines[0]
+    assert len(parts) > 3
+    whole = adapter._whole.encode(lines[0], add_special_tokens=False).ids
+    read = [adapter.read(part) for part in parts[:-2]]
+    assert [i for ids, count in read for i in ids[1 : count - 1]] == whole
+    assert adapter.read(parts[0])[1] <= 10
+    plain = text.Adapter(text.Options(length=10, vocabulary=300), adapter.facts)
+    assert plain.parts(lines) == lines
+
+
 def test_the_same_texts_give_the_same_word_pieces_in_any_order(tmp_path):
     lines = [line.split(",")[0] for line in made.texts(tmp_path / "t.csv").read_text().splitlines()[1:]]
     options = text.Options(length=12, vocabulary=300)

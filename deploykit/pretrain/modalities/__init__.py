@@ -10,4 +10,5 @@ A file offers ``Options`` (frozen dataclass) and ``Adapter`` with
 - ``raw(held)``: numbers to compare the encoder with, [n, features], before any training;
 - ``card(folder)``: inputs and preprocessing of the exported encoder;
 - ``lengths(held)``: the length of each sample, where they differ.
+- ``parts(inputs)``: what is learnt from, where long inputs become several.
 """

@@ -23,20 +23,25 @@ from deploykit.runtime.manifest import TensorSpec
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PAD, _CLS, _SEP, _MASK = 0, 2, 3, 4
+_ENDS = (".", "!", "?", ";")
 _FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
 class Options:
-    """At most ``length`` tokens a text, its ends included; the rest is cut. ``vocabulary`` word pieces are learnt.
+    """At most ``length`` tokens a text, its ends included; the rest is cut, or with ``pieces`` becomes texts of its own
+    in the data that is learnt from. ``vocabulary`` word pieces are learnt.
 
     ``span``: a view is a random span of this share of the text at least; 1 leaves texts whole, and dropout in the
-    encoder then makes the difference between views.
+    encoder then makes the difference between views. ``drop``: each token of a view is left out at this rate (word
+    deletion, arXiv:2012.15466), but one.
     """
 
     length: int = 64
+    pieces: bool = False
     vocabulary: int = 8192
     span: float = 1.0
+    drop: float = 0.0
     lower: bool = True
 
 
@@ -46,11 +51,13 @@ class Adapter:
     modality = "text"
 
     def __init__(self, options: Options, facts: dict[str, Any]) -> None:
-        if options.length < 4 or options.vocabulary < 300 or not 0 < options.span <= 1:
-            hint = "length 4 or more, vocabulary 300 or more, span above 0 and up to 1"
+        possible = 0 < options.span <= 1 and 0 <= options.drop < 1
+        if options.length < 4 or options.vocabulary < 300 or not possible:
+            hint = "length 4 or more, vocabulary 300 or more, span above 0 and up to 1, drop from 0 and below 1"
             raise RecipeError(f"the text options make no sense: {options}", hint=hint)
         self.options, self.facts = options, facts
         self._tokenizer = _tokenizers().Tokenizer.from_str(facts["tokenizer"])
+        self._whole = _tokenizers().Tokenizer.from_str(facts["tokenizer"])
         self._tokenizer.enable_truncation(options.length)
         size = self._tokenizer.get_vocab_size()
         self.space = Tokens(options.length, size, _MASK, len(_SPECIAL), tuple(facts.get("counts", ())))
@@ -85,6 +92,25 @@ class Adapter:
         ids[: len(found)] = found
         return ids, np.array(len(found), np.int32)
 
+    def parts(self, given: Sequence[Any]) -> list[Any]:
+        """With the option ``pieces`` the texts in parts of ``length`` tokens at most, else as they are."""
+        return [part for text in given for part in self._cut(text)] if self.options.pieces else list(given)
+
+    def _cut(self, text: Any) -> list[Any]:
+        """Parts of a text: each ends with the last sentence that ends in its second half, else with a whole word."""
+        if not isinstance(text, str):
+            return [text]
+        found, room = self._whole.encode(text, add_special_tokens=False), self.options.length - 2
+        tokens, offsets, cuts = found.tokens, found.offsets, [0]
+        while len(tokens) - cuts[-1] > room:
+            last = cuts[-1] + room
+            half = range(last, cuts[-1] + room // 2, -1)
+            sentence = next((end for end in half if tokens[end - 1] in _ENDS), None)
+            word = next((end for end in half if not tokens[end].startswith("##")), last)
+            cuts.append(word if sentence is None else sentence)
+        bounds = [0, *(offsets[cut][0] for cut in cuts[1:]), len(text)]
+        return [text[a:b].strip() for a, b in zip(bounds, bounds[1:], strict=False)]
+
     def lengths(self, held: tuple[Tensor, ...]) -> Tensor:
         """How many tokens each text has."""
         return held[1]
@@ -94,7 +120,7 @@ class Adapter:
         return _cut(held[0].long(), held[1].long())
 
     def views(self, held: tuple[Tensor, ...], count: int, draws: Draws) -> list[Input]:
-        """Random spans between the two ends of each text; all views have one length."""
+        """Random spans between the two ends of each text, without the tokens that are dropped; one length for all."""
         ids, counts = held[0].long(), held[1].long()
         longest = int(counts.max())
         made = []
@@ -108,9 +134,20 @@ class Adapter:
             source = torch.where(places == 0, places, (places - 1 + first[:, None]).clamp(max=ids.shape[1] - 1))
             rows = ids.gather(1, source)
             rows = torch.where(places == kept[:, None] + 1, torch.full_like(rows, _SEP), rows)
+            if self.options.drop:
+                rows, kept = self._thin(rows, kept, draws)
             valid = places < kept[:, None] + 2
             made.append(Input(rows.masked_fill(~valid, _PAD), valid.long()))
         return made
+
+    def _thin(self, rows: Tensor, kept: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Leave tokens out, at least one of the ``kept`` inner ones stays; the others move together."""
+        draw = draws.uniform(self.options.length)[:, : rows.shape[1]]  # as many whatever the batch's longest text
+        places = torch.arange(rows.shape[1], device=rows.device)[None]
+        inner = (places > 0) & (places <= kept[:, None])
+        safest = draw.masked_fill(~inner, -1.0).argmax(dim=1, keepdim=True)
+        gone = (inner & (draw < self.options.drop)).scatter(1, safest, False)
+        return rows.gather(1, gone.int().argsort(dim=1, stable=True)), kept - gone.sum(dim=1)
 
     def raw(self, held: tuple[Tensor, ...]) -> Tensor:
         """Shares of 512 groups of word pieces: a bag of words, hashed by id."""

@@ -1,0 +1,81 @@
+"""The benchmark of the pretraining recipes: its judgement of int8, its recipes and its page."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import pretrain, pretrain_page
+from deploykit.pretrain.recipe import PretrainRecipe
+
+
+@pytest.mark.parametrize("name", pretrain.EXPERIMENTS)
+def test_every_experiment_is_a_recipe_with_keys_that_it_has(name, pytestconfig):
+    experiment = pretrain.EXPERIMENTS[name]
+    path = pytestconfig.rootpath / "recipes" / f"{experiment.recipe}.toml"
+    changes = [change.replace("DATA", "/data").replace("OUT", "/runs") for change in experiment.changes]
+    recipe = PretrainRecipe.from_toml(path, changes)
+    assert all(spec.startswith(("/data/", "builtin:")) for spec in recipe.data.train)
+    assert bool(recipe.finetune.epochs) is experiment.supervised
+
+
+def test_int8_is_judged_by_the_probe_of_the_fp32_vectors():
+    rng = np.random.default_rng(0)
+    labels = [str(i % 2) for i in range(80)]
+    vectors = (rng.normal(size=(80, 4)) + 6 * (np.arange(80)[:, None] % 2)).astype(np.float32)
+    learnt, asked = vectors[:40], vectors[40:]
+    wrong = asked.copy()
+    wrong[:10] = asked[1:11]  # ten rows of the other class
+    sets = {"onnxruntime-fp32": (learnt, asked), "onnxruntime-int8": (wrong, wrong)}
+    bank = SimpleNamespace(labels=labels[:40], pairs=(), inputs=labels[:40])
+    query = SimpleNamespace(labels=labels[40:], pairs=(), inputs=labels[40:])
+    found = pretrain.judged(sets, bank, query)
+    assert found == {"onnxruntime-int8": {"fp32": 100.0, "int8": 75.0, "n": 40}}
+
+
+def test_scored_pairs_are_judged_by_their_correlation():
+    angles = np.radians([0, 10, 0, 40, 0, 80])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    turned = vectors[[0, 5, 2, 3, 4, 1]]
+    query = SimpleNamespace(labels=None, pairs=((0, 1, 5.0), (2, 3, 3.0), (4, 5, 1.0)), inputs=[])
+    sets = {"openvino-fp32": (vectors, vectors), "openvino-int8": (turned, turned)}
+    assert pretrain.judged(sets, query, query) == {"openvino-int8": {"fp32": 100.0, "int8": -100.0, "n": 3}}
+
+
+def row(name, **facts):
+    test = {"knn": 60.0, "linear": 65.0, "n": 1000}
+    probes = {who: {"held_out": {}, "test": test} for who in ("trained", "random initialisation", "raw input")}
+    common = {
+        "name": name,
+        "recipe": "pretrain-x",
+        "supervised": False,
+        "probes": probes,
+        "told": [],
+        "data_wait": 0.01,
+    }
+    return {**common, "training": {"steps": 1100}, "seconds": 400.0, "cpu_seconds": 780.0, "finetuned": {}, **facts}
+
+
+def test_the_page_holds_every_figure():
+    pairs = {
+        who: {"held_out": {}, "test": {"spearman": 57.5, "n": 1500}} for who in ("trained", "random initialisation")
+    }
+    pairs |= {"raw input": pairs["trained"], "start": {"held_out": {}, "test": {"spearman": 51.25, "n": 1500}}}
+    labels = {"random initialisation": {"test": {"accuracy": 81.25, "n": 1000}}}
+    result = {
+        "machine": {"cpu": "A CPU", "cores": 2, "id": "abc"},
+        "software": {"torch": "2"},
+        "rows": [
+            row("x", int8={"onnxruntime-int8": {"fp32": 65.0, "int8": 64.5, "n": 1000}}),
+            row("x-labels", supervised=True, finetuned=labels),
+            row("pairs", recipe="pretrain-y", probes=pairs),
+            row("told", recipe="pretrain-z", told=[0.5, 0.7, 0.8, 0.9]),
+        ],
+    }
+    page = pretrain_page.markdown(result)
+    assert "| x | pretrain-x | **60.00** | 60.00 | 60.00 | **65.00** | 65.00 | 65.00 | 1,000 |" in page
+    assert "81.25 % (n 1,000). Without labels the linear probe of x reaches 80% of that." in page
+    assert "from 51.25 to 57.50 (n 1,500 pairs)" in page
+    assert "told 80 to 90 %" in page
+    assert "| x | 1,100 | 400 | 780 | 1.0 % |" in page
+    assert "| x | onnxruntime-int8 | 65.00 | 64.50 | -0.50 | 1,000 |" in page
