@@ -65,7 +65,8 @@ def pretrain(
         console.say(f"skipped: {text}")
     if outcome.card["probes"]["trained"]["held_out"].get("collapsed"):
         console.say("warning: the embeddings have collapsed: their effective rank is below probe.rank_alarm")
-    typer.echo(f"encoder: {outcome.folder}")
+    seconds = [outcome.card.get(part, {}).get("seconds", 0.0) for part in ("training", "judging")]
+    typer.echo(f"encoder: {outcome.folder} (trained in {seconds[0]:.0f} s, judged in {seconds[1]:.0f} s)")
 
 
 def _line(line: Mapping[str, Any]) -> str:

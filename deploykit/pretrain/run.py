@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +93,14 @@ def pretrain(
         job.on_line = _both(write, on_line)
         figures = trainer.fit(job, accelerator, state is not None)
     encoder = job.encoder  # another module than before where the weights were spread over processes
+    clock = time.perf_counter()
     card = {
         **_facts(recipe, encoder, adapter, held, digest),
         "training": {**figures, "device": str(accelerator.device), "processes": accelerator.num_processes},
         "probes": _probes(judge, encoder, untrained.to(accelerator.device), begun and begun.to(accelerator.device)),
         **_finetuned(recipe, judge, learn, encoder, untrained),
     }
+    card["judging"] = {"seconds": round(time.perf_counter() - clock, 1)}
     if accelerator.is_main_process:
         tensors = dict(encoder.state_dict())
         checkpoint.write_tensors(recipe.output / WEIGHTS, tensors, {"format": FORMAT})

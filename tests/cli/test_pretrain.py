@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -20,7 +21,7 @@ def test_a_run_tells_its_steps_and_its_figures(command, written, tmp_path):
     assert "step 2/2" in err
     assert "data wait" in err
     assert "random initialisation" in out
-    assert str(tmp_path / "run") in out
+    assert re.search(rf"encoder: {tmp_path / 'run'} \(trained in \d+ s, judged in \d+ s\)", out)
     assert "nothing to do" in command("pretrain", str(written), "training.steps=2")[1]
 
 

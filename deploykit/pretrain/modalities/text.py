@@ -6,6 +6,7 @@ SimCSE: Gao et al. 2021, arXiv:2104.08821.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class Adapter:
             word = next((end for end in half if not tokens[end].startswith("##")), last)
             cuts.append(word if sentence is None else sentence)
         bounds = [0, *(offsets[cut][0] for cut in cuts[1:]), len(text)]
-        return [text[a:b].strip() for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [text[a:b].strip() for a, b in itertools.pairwise(bounds)]
 
     def lengths(self, held: tuple[Tensor, ...]) -> Tensor:
         """How many tokens each text has."""
