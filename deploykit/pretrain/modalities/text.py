@@ -94,8 +94,10 @@ class Adapter:
         return ids, np.array(len(found), np.int32)
 
     def parts(self, given: Sequence[Any]) -> list[Any]:
-        """With the option ``pieces`` the texts in parts of ``length`` tokens at most, else as they are."""
-        return [part for text in given for part in self._cut(text)] if self.options.pieces else list(given)
+        """With the option ``pieces`` the texts in parts of ``length`` tokens at most, empty lines left out."""
+        if not self.options.pieces:
+            return list(given)
+        return [part for text in given for part in self._cut(text) if not isinstance(part, str) or part.strip()]
 
     def _cut(self, text: Any) -> list[Any]:
         """Parts of a text: each ends with the last sentence that ends in its second half, else with a whole word."""
