@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import resources
 
@@ -36,6 +36,11 @@ def images() -> Dataset:
 def tones() -> Dataset:
     """Sounds of 0.3 to 3 s at 16 kHz, float32 [samples] in [-1, 1]: chirps with overtones, an envelope and noise."""
     return Dataset("builtin:tones", "audio", tuple(_tone(i) for i in range(_COUNT)))
+
+
+def fitted(sounds: Sequence[np.ndarray], low: int, high: int) -> list[np.ndarray]:
+    """The sounds as an encoder that takes ``low`` to ``high`` samples can hear them: repeated, or cut."""
+    return [np.resize(sound, min(max(sound.size, low), high)) for sound in sounds]
 
 
 def digits(part: str = "") -> Dataset:

@@ -121,7 +121,7 @@ def _parquet(path: Path) -> Columns:
         import pyarrow.parquet as parquet
     except ModuleNotFoundError:
         raise MissingError(
-            "reading .parquet needs pyarrow, which is not installed", hint="pip install pyarrow"
+            "reading .parquet needs pyarrow, which is not installed", hint='pip install "deploykit[parquet]"'
         ) from None
     try:
         return dict(parquet.read_table(path).to_pydict())

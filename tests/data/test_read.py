@@ -1,12 +1,13 @@
 import json
 import os
+import sys
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deploykit.data import read
+from deploykit.data import builtin, read
 from deploykit.errors import InputError, MissingError, UnknownNameError
 
 
@@ -169,16 +170,18 @@ def test_an_unknown_kind_of_file_lists_the_known(tmp_path):
     assert ".jsonl" in caught.value.hint
 
 
-def test_parquet_needs_pyarrow_or_is_read(tmp_path):
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        with pytest.raises(MissingError, match="pyarrow"):
-            read(write(tmp_path / "a.parquet", b"PAR1"))
-        return
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingError, match="pyarrow") as caught:
+        read(write(tmp_path / "a.parquet", b"PAR1"))
+    assert "deploykit[parquet]" in caught.value.hint
+
+
+def test_parquet_is_read_with_its_pictures_and_labels(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"img": [{"bytes": b"123", "path": None}], "label": [7]})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    parquet.write_table(table, tmp_path / "a.parquet")
     data = read(tmp_path / "a.parquet")
     assert (data.modality, list(data.inputs), data.labels) == ("image", [b"123"], [7])
     with pytest.raises(InputError, match="not a readable parquet"):
@@ -199,6 +202,13 @@ def test_the_builtin_images_are_uint8_pictures_of_many_sizes():
     assert {image.dtype for image in images} == {np.dtype(np.uint8)}
     assert all(image.shape[2] == 3 and image.std() > 10 for image in images)
     assert len({image.shape for image in images}) > 20
+
+
+def test_the_builtin_tones_fit_what_an_encoder_can_hear():
+    tones = read("builtin:tones").inputs[:6]
+    fitted = builtin.fitted(tones, 8_000, 20_000)
+    assert [len(tone) for tone in fitted] == [min(max(len(tone), 8_000), 20_000) for tone in tones]
+    assert all(np.array_equal(new[:4_000], old[:4_000]) for new, old in zip(fitted, tones, strict=True))
 
 
 def test_the_builtin_tones_are_sounds_that_do_not_clip():
