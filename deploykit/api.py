@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,12 @@ def export(
     pooling: str | None = None,
     normalize: bool | None = None,
     max_length: int | None = None,
+    fixed_length: int | None = None,
+    dim: int | None = None,
+    tower: str | None = None,
+    preprocess: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+    outputs: Sequence[str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     report: bool = True,
@@ -39,9 +45,11 @@ def export(
 
     ``source`` is what ``[source] model`` of a recipe may be; ``calibration`` and ``evaluation`` name data
     (`deploykit.data`), ``budget`` is what may be lost and must be gained (`deploykit.budget`), ``sm`` are compute
-    capabilities ("8.9") for which TensorRT engines are built ahead of time. Variants that did not
-    pass are announced by a `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a
-    `DeploykitError` otherwise.
+    capabilities ("8.9") for which TensorRT engines are built ahead of time. ``pooling`` to ``outputs`` are the options
+    of `deploykit.sources.Options`: ``dim=256`` keeps the first 256 numbers of a vector, and with ``prompts={"query":
+    "query: "}`` a call ``encode(texts, kind="query")`` puts that before each text; ``outputs=["token_embeddings"]``
+    adds what ``encode(texts, output="token_embeddings")`` gives. Variants that did not pass are announced by a
+    `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a `DeploykitError` otherwise.
     """
     from deploykit.runtime import Bundle
 
@@ -59,6 +67,12 @@ def export(
                 "pooling": pooling,
                 "normalize": normalize,
                 "max_length": max_length,
+                "fixed_length": fixed_length,
+                "dim": dim,
+                "tower": tower,
+                "preprocess": preprocess,
+                "prompts": None if prompts is None else dict(prompts),
+                "outputs": None if outputs is None else list(outputs),
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
             },

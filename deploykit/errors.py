@@ -21,6 +21,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from deploykit.runtime.errors import (
     BundleError,
     CheckError,
@@ -46,7 +48,14 @@ class RemoteCodeError(SourceError):
 
 
 class ExportError(DeploykitError):
-    """No exporter could bring the module to ONNX; the message names the operator or source line."""
+    """No exporter could bring the module to ONNX; the message names the operator or source line.
+
+    ``frozen`` names the axis that the model makes a number of, where that is why; ``wrong_at`` are the points at which
+    a graph that did come out fails its proof.
+    """
+
+    frozen: str = ""
+    wrong_at: Sequence[Mapping[str, int]] = ()
 
 
 class BusyError(DeploykitError):
@@ -54,7 +63,9 @@ class BusyError(DeploykitError):
 
 
 class ProofError(CheckError):
-    """An artefact's embeddings differ from torch's at some shape of the matrix."""
+    """An artefact's embeddings differ from torch's at some shapes of the matrix, ``wrong_at`` where known."""
+
+    wrong_at: Sequence[Mapping[str, int]] = ()
 
 
 class DiskError(MissingError):

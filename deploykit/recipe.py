@@ -35,6 +35,7 @@ from deploykit.sources import Options as SourceOptions
 Kind = Literal["targets", "precisions"]
 Section = TypeVar("Section", "CalibrationSection", "EvaluationSection")
 OPSETS = range(18, 24)
+_COUNTS = {"max_length": "tokens", "fixed_length": "tokens", "dim": "the numbers of a vector"}
 AUTO = "auto"
 
 
@@ -218,8 +219,10 @@ def _source(data: Mapping[str, Any], where: str, base: Path | None) -> SourceSec
     if not model.strip():
         raise RecipeError(f"{place} names no model", hint='add model = "a folder, a hub id, a .pt2 or an .onnx"')
     options = settings.read(SourceOptions, {k: v for k, v in data.items() if k != "model"}, place)
-    if options.max_length is not None and options.max_length < 1:
-        raise RecipeError(f"{place} max_length is {options.max_length}", hint="it counts tokens: give 1 or more")
+    for name, counts in _COUNTS.items():
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise RecipeError(f"{place} {name} is {value}", hint=f"it counts {counts}: give 1 or more")
     return SourceSection(_from_base(model, base), options)
 
 

@@ -67,6 +67,9 @@ def test_an_unknown_key_names_file_section_and_the_nearest():
         ("[variants]\ntargets = []", "targets is empty"),
         ("[variants]\ntargets = [1]", "must be a string"),
         ("[bundle]\noutput = ''", "output is empty"),
+        ("dim = 0", "dim is 0"),
+        ("fixed_length = -1", "fixed_length is -1"),
+        ("[source.prompts]\nquery = 1", "prompts.query must be a string"),
     ],
 )
 def test_a_wrong_value_is_named(line, says):
@@ -157,7 +160,7 @@ def test_the_bundle_is_named_after_the_model(model, output):
     assert str(default_output(model)) == output
 
 
-@pytest.mark.parametrize("name", ["quickstart.toml", "minilm.toml", "auto.toml"])
+@pytest.mark.parametrize("name", ["quickstart.toml", "minilm.toml", "hub.toml", "auto.toml"])
 def test_the_recipes_that_come_along_are_valid(name, pytestconfig):
     recipe = Recipe.from_toml(pytestconfig.rootpath / "recipes" / name)
     assert recipe.variants.targets == ("onnxruntime", "openvino")

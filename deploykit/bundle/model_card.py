@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ def render(manifest: Manifest) -> str:
         "vectors = encoder.encode([…])",
         "```",
         "",
+        *_asked(manifest),
         "| variant | engine | precision | bytes | worst cosine to torch |",
         "|---|---|---|---|---|",
         *(_row(manifest, variant) for variant in manifest.variants),
@@ -35,6 +37,22 @@ def render(manifest: Manifest) -> str:
         *_notes(manifest),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _asked(manifest: Manifest) -> Iterator[str]:
+    """Prompts and further outputs, where the encoder has any."""
+    prompts = manifest.card.preprocess.get("prompts") or {}
+    default = manifest.card.preprocess.get("default_prompt")
+    for name, text in sorted(prompts.items()):
+        kind, prompt = (_plain(json.dumps(word, ensure_ascii=False)) for word in (name, text))
+        unless = ", and without a kind" if name == default else ""
+        yield f"- `encode(…, kind={kind})` puts {prompt} before each text{unless}."
+    for spec in manifest.card.outputs:
+        if spec.name != manifest.card.embedding.output:
+            shape = _plain(", ".join(map(str, spec.shape)))
+            yield f"- `encode(…, output={_plain(json.dumps(spec.name))})` gives another output of the graph, [{shape}]."
+    if prompts or len(manifest.card.outputs) > 1:
+        yield ""
 
 
 def _row(manifest: Manifest, variant: Variant) -> str:

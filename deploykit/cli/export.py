@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deploykit.cli import console, steps
+from deploykit.errors import RecipeError
 
 _SOURCE = typer.Argument(
     metavar="SOURCE",
@@ -50,6 +51,32 @@ _OPSET = typer.Option(metavar="N", min=18, max=23, help="Version of the ONNX ope
 _MAX_LENGTH = typer.Option(
     metavar="N", min=1, help="Longest text in tokens; longer ones are cut. Default: as the model says."
 )
+_FIXED_LENGTH = typer.Option(
+    metavar="N",
+    min=1,
+    help="Give the text encoder this one length alone: texts are padded to N tokens, or cut. Default: any length.",
+)
+_DIM = typer.Option(
+    metavar="N",
+    min=1,
+    help="Keep the first N numbers of each vector, at length 1 again where the model normalises; Matryoshka models are "
+    "trained for that. Default: as the model says, else all.",
+)
+_TOWER = typer.Option(metavar="NAME", help="Which encoder of a model that has several, as CLIP: text, vision or audio.")
+_PREPROCESS = typer.Option(
+    metavar="none",
+    help="none: the bundle takes the model's own tensors, and you preprocess. Default: the bundle does.",
+)
+_PROMPT = typer.Option(
+    metavar="NAME=TEXT",
+    help="What encode(texts, kind=NAME) puts before a text, such as 'query=query: '; repeat it for several. "
+    "Default: as the model's own files say.",
+)
+_ALSO = typer.Option(
+    metavar="NAME",
+    help="A further output, for encode(…, output=NAME): token_embeddings, hidden:N (a hidden layer; -2 is the last but "
+    "one), pooled:N (that layer, pooled) or pooler; repeat it for several. Default: the embedding alone.",
+)
 _POOLING = typer.Option(
     metavar="NAME",
     help="How token vectors become one: mean, cls, last, max, mean_sqrt_len or none. Default: as the model says.",
@@ -76,6 +103,12 @@ def export(
     sm: Annotated[list[str] | None, _SM] = None,
     opset: Annotated[int | None, _OPSET] = None,
     max_length: Annotated[int | None, _MAX_LENGTH] = None,
+    fixed_length: Annotated[int | None, _FIXED_LENGTH] = None,
+    dim: Annotated[int | None, _DIM] = None,
+    tower: Annotated[str | None, _TOWER] = None,
+    preprocess: Annotated[str | None, _PREPROCESS] = None,
+    prompt: Annotated[list[str] | None, _PROMPT] = None,
+    also: Annotated[list[str] | None, _ALSO] = None,
     pooling: Annotated[str | None, _POOLING] = None,
     normalize: Annotated[bool | None, _NORMALIZE] = None,
     revision: Annotated[str | None, _REVISION] = None,
@@ -104,6 +137,12 @@ def export(
         settings={"opset": opset},
         overrides={
             "max_length": max_length,
+            "fixed_length": fixed_length,
+            "dim": dim,
+            "tower": tower,
+            "preprocess": preprocess,
+            "prompts": _prompts(prompt),
+            "outputs": _split(also) or None,
             "pooling": pooling,
             "normalize": normalize,
             "revision": revision,
@@ -117,6 +156,19 @@ def export(
         steps.show_plan(recipe, json)
     else:
         steps.carry_out(recipe, None, json)
+
+
+def _prompts(given: list[str] | None) -> dict[str, str] | None:
+    """``query=query: `` by its name; what stands behind the first ``=`` is kept as it is, blanks at its end too."""
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, mark, prompt = text.partition("=")
+        if not mark or not name.strip():
+            raise RecipeError(f"--prompt is '{text}', not NAME=TEXT", hint="write --prompt 'query=query: '")
+        if name.strip() in found:
+            raise RecipeError(f"--prompt names '{name.strip()}' twice", hint="give each name one text")
+        found[name.strip()] = prompt
+    return found or None
 
 
 def _split(names: list[str] | None) -> list[str]:

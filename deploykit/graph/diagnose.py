@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,12 @@ ADVICE = (
 _TOOLS = ("/torch/", "/onnxscript/", "/onnx_ir/", "/onnx/", "/deploykit/", "/importlib", "/contextlib.py", "<")
 _WRAPPERS = ("/transformers/utils/", "/transformers/pytorch_utils.py", "/transformers/modeling_layers.py")
 _LOCATION = re.compile(r"[\w/.\-]+\.py:\d+ in \w+")
+_FROZEN = (
+    re.compile(
+        r"inferred a static shape of (?P<size>\d+) for dimension inputs\['(?P<name>\w+)'\]\.shape\[(?P<axis>\d+)\]"
+    ),
+    re.compile(r"\['(?P<name>\w+)'\]\.size\(\)\[(?P<axis>\d+)\] was inferred to be a constant \((?P<size>\d+)\)"),
+)
 
 
 def line_of(error: BaseException) -> str:
@@ -36,6 +42,30 @@ def line_of(error: BaseException) -> str:
         if found:
             return found
     return mentioned(str(error))
+
+
+def frozen(error: BaseException) -> tuple[str, int, int] | None:
+    """(input, axis, size) of a dynamic axis that tracing turned into a number, where the exporter says so."""
+    for link in _chain(error):
+        for pattern in _FROZEN:
+            found = pattern.search(str(link))
+            if found:
+                return found["name"], int(found["axis"]), int(found["size"])
+    return None
+
+
+def freezing_line(
+    module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], axes: Mapping[str, Iterable[int]]
+) -> str:
+    """The source line at which a trace that lets sizes become numbers does so; empty where that fails too."""
+    import torch
+
+    free = {name: dict.fromkeys(found, torch.export.Dim.AUTO) for name, found in axes.items()}
+    try:
+        program = torch.export.export(module, (), dict(inputs), dynamic_shapes=free, strict=False)
+    except Exception:
+        return ""
+    return specialised(program)
 
 
 def specialised(program: torch.export.ExportedProgram) -> str:
@@ -55,8 +85,11 @@ def specialised(program: torch.export.ExportedProgram) -> str:
 
 
 def _recorded(place: Any) -> str:
-    told = str(getattr(place, "user_loc", None) or getattr(place, "framework_loc", None) or "").strip()
-    return " ".join(told.split())[:200]
+    """The model's line of a place as torch records it: a text of its own, or a frame; empty for a line of the tools."""
+    told = getattr(place, "maybe_user_loc", None) or getattr(place, "framework_loc", None) or ""
+    if isinstance(told, traceback.FrameSummary):
+        return _written(told.filename, told.lineno or 0, told.name) if _is_models(told.filename) else ""
+    return " ".join(str(told).split())[:200]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

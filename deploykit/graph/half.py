@@ -18,6 +18,7 @@ import numpy as np
 
 from deploykit.errors import ExportError
 from deploykit.graph.ranges import MOVING
+from deploykit.graph.weights import constant_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -48,7 +49,7 @@ def typed(model: onnx.ModelProto) -> ir.Model:
     import onnx_ir as ir
     import onnx_ir.passes.common as passes
 
-    inferred = onnx.shape_inference.infer_shapes(model) if model.ByteSize() < 1 << 30 else model
+    inferred = onnx.shape_inference.infer_shapes(model) if constant_bytes(model) < 1 << 30 else model
     graph_model = ir.from_proto(inferred)
     for step in (passes.InlinePass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)):
         step(graph_model)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.errors import DeploykitError, ProofError
+from deploykit.errors import DeploykitError, InputError, ProofError
 
 if TYPE_CHECKING:
     from deploykit.sources import Source
@@ -28,11 +28,15 @@ Feeds = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """One point of the matrix: where it is (``{"batch": 2, "length": 7}``), what goes in, what torch said."""
+    """One point of the matrix: where it is (``{"batch": 2, "length": 7}``), what goes in, what torch said.
+
+    ``reference`` is the embedding, ``further`` holds the other outputs by name, where the encoder has any.
+    """
 
     at: dict[str, int]
     feeds: dict[str, np.ndarray] = field(repr=False)
     reference: np.ndarray = field(repr=False)
+    further: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,15 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Score:
-    """How one case came out: the worst row's cosine, and the largest error relative to the reference."""
+    """How one case came out: the worst row's cosine, and the largest error relative to the reference.
+
+    ``failure`` is what the engine said where it gave no answer at all.
+    """
 
     at: dict[str, int]
     cosine: float
     relative_error: float
+    failure: str = ""
 
     def passes(self, tolerance: Tolerance) -> bool:
         """Both figures inside the tolerance; NaN never passes."""
@@ -63,14 +71,21 @@ def matrix(sizes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
     return [{"batch": point[0], **dict(zip(axes, point[1:], strict=True))} for point in points]
 
 
-def make_cases(source: Source, reference: Callable[[Feeds], np.ndarray]) -> list[Case]:
-    """Ask the reference at every point of the matrix. Raises `ProofError` when it gives NaN or infinity itself."""
+def make_cases(
+    source: Source,
+    reference: Callable[[Feeds], np.ndarray],
+    further: Callable[[Feeds], dict[str, np.ndarray]] = lambda feeds: {},
+) -> list[Case]:
+    """Ask the reference at every point of the matrix, and for the further outputs where there are any.
+
+    Raises `ProofError` when it gives NaN or infinity itself.
+    """
     cases = []
     for seed, at in enumerate(matrix(source.sizes)):
         inputs = source.make_inputs(at["batch"], {k: v for k, v in at.items() if k != "batch"}, seed)
         feeds = {name: np.asarray(tensor) for name, tensor in inputs.items()}
         try:
-            answer = reference(feeds)
+            answer, others = reference(feeds), further(feeds)
         except DeploykitError:
             raise
         except Exception as error:
@@ -79,19 +94,21 @@ def make_cases(source: Source, reference: Callable[[Feeds], np.ndarray]) -> list
                 f"the model itself fails at {describe(at)}: {type(error).__name__}: {first[:300]}",
                 hint="it does not support this size: lower max_length, or give it one size (fixed_length)",
             ) from error
-        if not np.isfinite(answer).all():
+        if not all(np.isfinite(array).all() for array in (answer, *others.values())):
             raise ProofError(
                 f"the model itself gives NaN or infinity at {describe(at)}",
                 hint="it does not support this size: lower max_length, or look at its masking",
             )
-        cases.append(Case(at, feeds, answer))
+        cases.append(Case(at, feeds, answer, others))
     return cases
 
 
 def write_cases(cases: Sequence[Case], folder: Path, name: str = "proof") -> None:
     """Write ``NAME.npz`` and ``NAME.json`` into ``folder``."""
     arrays = {f"{i}.reference": case.reference for i, case in enumerate(cases)}
-    arrays |= {f"{i}.feeds.{name}": array for i, case in enumerate(cases) for name, array in case.feeds.items()}
+    for i, case in enumerate(cases):
+        arrays |= {f"{i}.feeds.{tensor}": array for tensor, array in case.feeds.items()}
+        arrays |= {f"{i}.further.{tensor}": array for tensor, array in case.further.items()}
     np.savez(folder / f"{name}.npz", allow_pickle=False, **arrays)
     (folder / f"{name}.json").write_text(json.dumps([case.at for case in cases]), encoding="utf-8")
 
@@ -99,16 +116,16 @@ def write_cases(cases: Sequence[Case], folder: Path, name: str = "proof") -> Non
 def read_cases(folder: Path, name: str = "proof") -> list[Case]:
     """Read what `write_cases` wrote."""
     points = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    feeds: list[dict[str, np.ndarray]] = [{} for _ in points]
+    tensors: dict[str, list[dict[str, np.ndarray]]] = {kind: [{} for _ in points] for kind in ("feeds", "further")}
     references: dict[int, np.ndarray] = {}
     with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
         for key in arrays.files:
             place, kind, *tensor = key.split(".", 2)
-            if kind == "feeds":
-                feeds[int(place)][tensor[0]] = arrays[key]
+            if kind in tensors:
+                tensors[kind][int(place)][tensor[0]] = arrays[key]
             else:
                 references[int(place)] = arrays[key]
-    return [Case(at, feeds[i], references[i]) for i, at in enumerate(points)]
+    return [Case(at, tensors["feeds"][i], references[i], tensors["further"][i]) for i, at in enumerate(points)]
 
 
 def score(case: Case, got: np.ndarray) -> Score:
@@ -130,10 +147,44 @@ def prove(cases: Iterable[Case], run: Callable[[Feeds], np.ndarray], tolerance: 
 
     Raises `ProofError` with the axis that decides, the worst case and what to do, when any case is out of tolerance.
     """
-    scores = [score(case, run(case.feeds)) for case in cases]
+    return _judged([score(case, run(case.feeds)) for case in cases], tolerance, what)
+
+
+def prove_outputs(
+    cases: Iterable[Case],
+    run: Callable[[Feeds], Mapping[str, np.ndarray]],
+    embedding: str,
+    tolerance: Tolerance,
+    what: str,
+) -> dict[str, Any]:
+    """`prove` of the embedding and of every further output; ``run`` gives outputs by name, and is called once a case.
+
+    The figures of the further ones stand under ``outputs``. Token vectors [batch, length, width] of an input count as
+    one vector of length x width.
+    """
+    scores: dict[str, list[Score]] = {embedding: []}
+    for case in cases:
+        try:
+            answer = run(case.feeds)
+        except InputError as error:  # the inputs are right: the graph runs at some sizes and not at these
+            scores[embedding].append(Score(case.at, float("nan"), float("inf"), error.message))
+            continue
+        scores[embedding].append(score(case, answer[embedding]))
+        for name, want in case.further.items():
+            got = answer[name]
+            flat = got.reshape(len(got), -1) if got.shape == want.shape else got  # of another shape, it is wrong
+            scores.setdefault(name, []).append(score(Case(case.at, {}, want.reshape(len(want), -1)), flat))
+    proof = _judged(scores.pop(embedding), tolerance, what)
+    outputs = {name: _judged(found, tolerance, f"the output '{name}' of {what}") for name, found in scores.items()}
+    return proof | ({"outputs": outputs} if outputs else {})
+
+
+def _judged(scores: Sequence[Score], tolerance: Tolerance, what: str) -> dict[str, Any]:
     failed = [s for s in scores if not s.passes(tolerance)]
     if failed:
-        raise ProofError(_complaint(what, scores, failed, tolerance), hint=_advice(scores, failed))
+        error = ProofError(_complaint(what, scores, failed, tolerance), hint=_advice(scores, failed))
+        error.wrong_at = [s.at for s in failed]
+        raise error
     worst = min(scores, key=lambda s: s.cosine)
     return {
         "cases": len(scores),
@@ -151,6 +202,8 @@ def describe(at: Mapping[str, int]) -> str:
 
 def _complaint(what: str, scores: Sequence[Score], failed: Sequence[Score], tolerance: Tolerance) -> str:
     worst = min(failed, key=lambda s: (not np.isnan(s.cosine), s.cosine))
+    if worst.failure:
+        return f"{what} fails in {len(failed)} of {len(scores)} cases, first at {describe(worst.at)}: {worst.failure}"
     return (
         f"{what} disagrees with torch in {len(failed)} of {len(scores)} cases; the worst is {describe(worst.at)}: "
         f"cosine {worst.cosine:.5f}, error {worst.relative_error:.2g} of the largest component "

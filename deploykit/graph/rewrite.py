@@ -15,6 +15,7 @@ from deploykit.graph.attention import AttentionSite, attention_sites
 from deploykit.graph.control_flow import fold_branches
 from deploykit.graph.dims import elements, origins, reshape_target
 from deploykit.graph.edit import add_constant, array_of, insert, perm_of, replace
+from deploykit.graph.einsum import einsums_to_products
 from deploykit.graph.fourier import transforms_to_products
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ def clean_ir(model: ir.Model) -> None:
     graph = model.graph
     before: list[str] = []
     # Each round opens something for the next: a folded constant, a transpose of a transpose. Two or three settle it.
-    for _ in range(_ROUNDS):
-        optimizer.optimize(model)
+    for number in range(_ROUNDS):
+        # The rounds repeat it anyway; twice in each is most of the time that a large graph takes.
+        optimizer.optimize(model, num_iterations=1 if number else 2)
         fold_branches(graph)
         transforms_to_products(graph)
+        einsums_to_products(graph)
         transposes_from_reshapes(graph)
         masks.fills_to_additive(graph)
         for site in attention_sites(graph):

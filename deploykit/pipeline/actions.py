@@ -15,7 +15,7 @@ from typing import Any
 from deploykit import registry, settings, sources
 from deploykit.graph import prove
 from deploykit.graph.ranges import threads
-from deploykit.pipeline import selftest_data, variants
+from deploykit.pipeline import child, selftest_data, variants
 from deploykit.pipeline.samples import CALIBRATION
 from deploykit.pipeline.variants import Spec, artifact_of, read_card, target_of
 from deploykit.precisions import Task
@@ -28,16 +28,16 @@ Inputs = Mapping[str, Path]
 def export(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Open the source, export and prove it; leaves model, card, cases, self-test and preprocessing files."""
     from deploykit.graph.export import ExportOptions, reference
-    from deploykit.graph.export import export as export_source
+    from deploykit.pipeline.narrowing import export_or_narrow
 
-    source = sources.open_source(options["model"], sources.Options(**options["source"]))
+    how = ExportOptions(options["opset"], options["exporter"], child.seconds_left())
+    source, exported, proven = export_or_narrow(options["model"], sources.Options(**options["source"]), how, out)
     for name, path in source.files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, out / name)
     if source.license is not None:
         shutil.copyfile(source.license, out / "LICENSE")
-    exported, cases = export_source(source, ExportOptions(options["opset"], options["exporter"]), out)
-    cases += selftest_data.write(source, reference(source), out)
+    cases = [*proven, *selftest_data.write(source, reference(source), out)]
     prove.write_cases(cases, out)
     (out / "card.json").write_text(json.dumps(to_json(source.card), indent=1, sort_keys=True), encoding="utf-8")
     return {"exporter": exported.exporter, "proof": exported.proof, "notes": list(exported.notes)}
@@ -91,8 +91,9 @@ def search(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
 def measure(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Latency of every variant that passed and runs here, interleaved in this one process."""
     from deploykit.measure import latency
+    from deploykit.runtime.further import embedding_alone
 
-    card = read_card(inputs["export"])
+    card = embedding_alone(read_card(inputs["export"]))  # as a loaded encoder runs it
     loaded = [
         latency.Subject(name, target_of(name, inputs), *artifact_of(name, inputs))
         for name in options["variants"]

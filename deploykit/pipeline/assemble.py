@@ -192,9 +192,15 @@ def _tail(name: str, path: str) -> str:
 
 
 def _bundle_files(folder: Path) -> dict[str, Path]:
-    """Preprocessing, self-test and licence, by their name in the bundle."""
+    """Preprocessing, self-test, licence, and the portable model's weights where they stand beside it; by their name in
+    the bundle.
+    """
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    return {name: path for name, path in files.items() if name not in _OWN_FILES and not name.startswith("model.onnx")}
+    weights = {f"models/{name}": path for name, path in files.items() if name == "model.onnx.data"}
+    others = {
+        name: path for name, path in files.items() if name not in _OWN_FILES and not name.startswith("model.onnx")
+    }
+    return weights | others
 
 
 def _fastest(measured: Mapping[str, Mapping[str, Any]]) -> str:

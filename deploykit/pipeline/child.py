@@ -32,6 +32,8 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
 }
 _LOG_TAIL = 20
+_SECONDS = "DEPLOYKIT_STEP_SECONDS"
+_BEGUN = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def run_in_child(
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **QUIET, **_shared(threads)},
+            env={**os.environ, **QUIET, **_shared(threads), _SECONDS: str(timeout_s)},
             start_new_session=True,
         )
         try:
@@ -128,6 +130,12 @@ def run_in_child(
         seconds = round(time.perf_counter() - started, 2)
         return {**result["metadata"], "run": {"seconds": seconds, **result["run"]}}
     raise _failure(request, code, _read(work / "error.json"), log)
+
+
+def seconds_left() -> float | None:
+    """What is left of the time limit of this process's step; None where it has none, as in a step run by hand."""
+    given = os.environ.get(_SECONDS)
+    return None if given is None else float(given) - (time.perf_counter() - _BEGUN)
 
 
 def _shared(threads: int | None) -> dict[str, str]:

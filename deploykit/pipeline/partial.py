@@ -25,6 +25,7 @@ from deploykit.pipeline import samples, selftest_data, variants
 from deploykit.pipeline.choose import DRIFT_TERMS, drift_faults
 from deploykit.precisions import Task
 from deploykit.runtime.engines import EngineOptions, open_engine
+from deploykit.runtime.further import embedding_alone
 
 if TYPE_CHECKING:
     from deploykit.drift import Drift
@@ -109,7 +110,7 @@ class Search:
         subjects = [
             latency.Subject(str(i), self._options["target"], t.artifact, t.settings) for i, t in enumerate(trials)
         ]
-        rows = latency.compare(subjects, self._card, {workload: feeds[workload]})
+        rows = latency.compare(subjects, embedding_alone(self._card), {workload: feeds[workload]})
         timed = [replace(t, p50_ms=rows[str(i)][workload]["p50_ms"]) for i, t in enumerate(trials)]
         by_keep = {trial.keep: trial for trial in timed}
         self.trials = [by_keep.get(trial.keep, trial) for trial in self.trials]

@@ -15,14 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploykit import data
-from deploykit.data import Dataset, coverage
+from deploykit.data import Dataset, builtin, coverage
 from deploykit.errors import InputError
 from deploykit.graph.prove import Case, Feeds, write_cases
 from deploykit.runtime.batching import shape_of
@@ -102,11 +102,11 @@ def _read(options: Mapping[str, Any], card: Card) -> tuple[tuple[Dataset, Datase
         if card.modality not in _BUILTIN:
             assert evaluation is not None
             return (evaluation, None), notes
-        builtin = _BUILTIN[card.modality]
-        calibration = _dataset(builtin, card)
+        own = _BUILTIN[card.modality]
+        calibration = _dataset(own, card)
         if options["calibrates"]:
             notes.append(
-                f"no calibration data was given: {builtin} stands in, which is not your data; ranges taken from it may "
+                f"no calibration data was given: {own} stands in, which is not your data; ranges taken from it may "
                 "not fit yours. Give some hundred of your own inputs (--calibration FILE)"
             )
     return (calibration, evaluation), notes
@@ -119,6 +119,8 @@ def _dataset(spec: str, card: Card) -> Dataset:
             f"the encoder takes {card.modality}, and '{spec}' holds {found.modality}",
             hint=f"give data of that kind, or try {_BUILTIN.get(card.modality, 'an .npz of tensors')}",
         )
+    if spec == _BUILTIN["audio"] and "samples" in card.limits.axes:
+        found = replace(found, inputs=tuple(builtin.fitted(found.inputs, *card.limits.axes["samples"])))
     if card.modality == "text":
         kept = [i for i, text in enumerate(found.inputs) if str(text).strip()]
         if not kept:

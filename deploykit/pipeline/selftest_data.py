@@ -32,7 +32,8 @@ def write(source: Source, run: Callable[[Feeds], np.ndarray], out: Path) -> list
         feeds = [preprocessor.collate(preprocessor.items([item])) for item in inputs]
     cases = [Case(_where(source.card, batch), batch, run(batch)) for batch in feeds]
     write_selftest(out, source.card.modality, inputs, np.concatenate([case.reference for case in cases]))
-    if source.card.modality == "text":  # together they are padded, as they are when many are encoded
+    if any("mask" in spec.name for spec in source.card.inputs) and source.card.modality == "text":
+        # together they are padded, as they are when many are encoded
         together = preprocessor.collate(preprocessor.items(inputs))
         cases.append(Case(_where(source.card, together), together, run(together)))
     return cases
@@ -55,7 +56,7 @@ def raw_inputs(source: Source) -> Any:
     if modality == "image":
         return list(builtin.images().inputs[:count])
     if modality == "audio":
-        return list(builtin.tones().inputs[:count])
+        return builtin.fitted(builtin.tones().inputs[:count], *source.card.limits.axes.get("samples", (1, 2**31)))
     sizes = {axis: options[len(options) // 2] for axis, options in source.sizes.items()}
     return {name: np.asarray(tensor) for name, tensor in source.make_inputs(count, sizes, 1).items()}
 

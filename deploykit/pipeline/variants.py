@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit import registry, settings
-from deploykit.errors import MissingError, ProofError
+from deploykit.errors import ExportError, MissingError, ProofError
 from deploykit.graph import prove
 from deploykit.graph.prove import Case, Feeds
 from deploykit.pipeline import samples
@@ -47,6 +47,12 @@ def compile_model(spec: Spec, model: Path, lowered: Mapping[str, Any], inputs: I
     module = registry.module("targets", spec.target)
     options = settings.read(module.Options, spec.options, spec.target)
     compiled = module.compile(model, read_card(inputs["export"]), spec.precision, options, out)
+    if compiled.path and (out / f"{compiled.path}.data").exists():
+        raise ExportError(
+            f"the graph of {spec.name} has more weights than one ONNX file holds, and only the portable fp32 model of "
+            "a bundle may have them in a second file",
+            hint="a lower precision has fewer; files of openvino have no such limit",
+        )
     return {
         "target": spec.target,
         "precision": spec.precision,
@@ -82,12 +88,12 @@ def verify(
     else:
         engine = open_engine(spec.target, artifact, card, engine_settings, EngineOptions())
     try:
-        proof = prove.prove(cases, lambda feeds: engine.run(feeds)[output], tolerance, spec.name)
+        proof = prove.prove_outputs(cases, engine.run, output, tolerance, spec.name)
         if not lacking:
             # Many batches in flight take another way through the engine, which has to be proven as well.
             many = iter(engine.run_many([case.feeds for case in cases]))
             several = f"{spec.name}, with several batches in flight,"
-            prove.prove(cases, lambda feeds: next(many)[output], tolerance, several)
+            prove.prove_outputs(cases, lambda feeds: next(many), output, tolerance, several)
         effective = dict(engine.effective)
         drift = {}
         if "samples" in inputs:

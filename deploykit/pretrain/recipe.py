@@ -117,7 +117,8 @@ class FinetuneSection:
     """Supervised training of a copy at the end, judged on the held-out part and once on the test data.
 
     ``epochs`` 0: none. It learns from the labels of the data that the probes learn from, all of them; ``augment``: on
-    one view of each input. ``precision``: bf16 is autocast.
+    one view of each input. ``precision``: bf16 is autocast. ``begin``: with the trained encoder, with the same encoder
+    untrained, which is supervised training, or with each in its turn.
     """
 
     epochs: float = 0.0
@@ -126,6 +127,7 @@ class FinetuneSection:
     weight_decay: float = 0.05
     augment: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
+    begin: Literal["both", "trained", "untrained"] = "both"
 
 
 @dataclass(frozen=True)

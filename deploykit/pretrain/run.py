@@ -275,7 +275,8 @@ def _finetuned(
     from deploykit.pretrain import finetune
 
     sets = {"learn": learn, "held_out": judge.query} | ({} if judge.test is None else {"test": judge.test})
-    encoders = {"trained": encoder, "random initialisation": untrained}
+    begins = {"trained": ("trained", encoder), "untrained": ("random initialisation", untrained)}
+    encoders = dict(pair for begin, pair in begins.items() if recipe.finetune.begin in (begin, "both"))
     return {"finetuned": finetune.figures(encoders, judge.adapter, sets, recipe.finetune, recipe.seed)}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from deploykit.runtime import devices
+from deploykit.runtime import devices, further
 from deploykit.runtime.manifest import Manifest, Variant, to_json
 
 SCHEMA = "deploykit.report/1"
@@ -255,7 +255,10 @@ def _facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     card = manifest.card
     inputs = "; ".join(f"{s.name} {s.dtype} [{', '.join(map(str, s.shape))}]" for s in card.inputs)
     axes = [f"{axis} {low} to {high}" for axis, (low, high) in card.limits.axes.items()]
-    facts = [("inputs", inputs), ("output", card.embedding.output)]
+    outputs = further.names(card)
+    facts = [("inputs", inputs), ("output" if len(outputs) == 1 else "outputs", ", ".join(outputs))]
+    prompts = sorted(card.preprocess.get("prompts") or {})
+    facts += [("prompts", ", ".join(prompts))] if prompts else []
     facts += [("proven sizes", ", ".join(axes))] if axes else []
     facts += [("preprocessing", str(card.preprocess.get("kind", "none")))]
     return tuple((label, clean(value)) for label, value in facts)

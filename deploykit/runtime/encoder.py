@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
+from deploykit.runtime import further
 from deploykit.runtime.batching import Shape, cut, shape_of, spread
 from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.engines import Engine, Feeds
 from deploykit.runtime.errors import CheckError, InputError
-from deploykit.runtime.manifest import Card, Modality, Variant
+from deploykit.runtime.manifest import Card, Modality, TensorSpec, Variant
 from deploykit.runtime.preprocess import Item, Preprocessor
 from deploykit.runtime.selection import Report
 
@@ -40,12 +42,15 @@ class Encoder:
         preprocessor: Preprocessor,
         report: Report,
         lanes: int,
+        open_whole: Callable[[], Engine] | None = None,
     ) -> None:
+        """``open_whole`` opens the same variant with every output of its graph, where ``engine`` has fewer."""
         self.bundle = bundle
         self.variant = variant
         self._engine = engine
         self._preprocessor = preprocessor
         self._report = report
+        self._open_whole, self._whole, self._lock = open_whole, None if open_whole else engine, threading.Lock()
         self._card: Card = bundle.manifest.card
         self._output = self._card.embedding.output
         self._dim = self._card.embedding.dim
@@ -64,6 +69,11 @@ class Encoder:
         return self._dim
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """What `encode` can give: the embedding, then what was asked for beside it at the export."""
+        return further.names(self._card)
+
+    @property
     def modality(self) -> Modality:
         """What `encode` takes: text, image, audio or tensor."""
         return self._card.modality
@@ -77,20 +87,45 @@ class Encoder:
         """Which variant was chosen, why, and why not the others; ``str()`` of it is for people."""
         return self._report
 
+    @overload
     def encode(
         self,
         inputs: Any,
         *,
         kind: str | None = None,
+        output: None = None,
         batch_tokens: int | None = None,
         batch_size: int | None = None,
-    ) -> np.ndarray:
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        kind: str | None = None,
+        output: str,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray | list[np.ndarray]: ...
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        kind: str | None = None,
+        output: str | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
         """Vectors, float32 ``[n, dim]``, in the order of ``inputs``; one alone gives ``[1, dim]``.
 
         ``inputs``: texts, images or waveforms as the modality says, one or a list; or a dict of ready tensors with a
         batch axis, named as the graph's inputs. A bare 2-d array of sound is a batch of waveforms: put a stereo
         recording in a list. ``kind`` picks a prompt (``query``). ``batch_tokens`` and ``batch_size`` bound a batch
-        where the defaults do not suit. `InputError` names the first input that cannot be encoded.
+        where the defaults do not suit. ``output`` is one of `outputs`: token vectors come as a list of float32
+        ``[tokens, width]``, one array for each input, without those at padding. `InputError` names the first input that
+        cannot be encoded.
         """
         for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -98,6 +133,8 @@ class Encoder:
         shape = self._default
         if batch_tokens is not None or batch_size is not None:
             shape = shape_of(self._card, self.variant.precision, self._default.lanes, batch_tokens, batch_size)
+        if output is not None and output != self._output:
+            return self._encode_further(inputs, kind, further.spec_of(self._card, output), shape)
         if isinstance(inputs, Mapping):
             return self._encode_ready(inputs, kind, shape)
         listed = _as_list(inputs, self._card.modality)
@@ -108,6 +145,8 @@ class Encoder:
     def close(self) -> None:
         """Free the engine; a closed encoder cannot encode."""
         self._engine.close()
+        if self._whole is not None and self._whole is not self._engine:
+            self._whole.close()
 
     def __enter__(self) -> Encoder:
         return self
@@ -198,12 +237,7 @@ class Encoder:
 
     def _encode_ready(self, tensors: Mapping[str, Any], kind: str | None, shape: Shape) -> np.ndarray:
         """Ready tensors with a batch axis, of any modality: they go to the engine as they are, in slices of rows."""
-        from deploykit.runtime.preprocess import tensors as ready
-
-        if kind is not None:
-            raise InputError("ready tensors take no prompt", hint="leave kind out, or pass raw inputs")
-        checked = ready.Preprocessor(self._card.inputs, self._card.limits.axes)
-        items = checked.items(tensors)
+        checked, items = self._ready(tensors, kind)
         rows: list[Sequence[int]] = []
         batches = self._batches(checked, [(range(len(items)), items)], shape, rows)
         result = np.empty((len(items), self._dim), np.float32)
@@ -212,6 +246,57 @@ class Encoder:
             self._check_vectors(output[self._output], len(indices))
             result[indices] = output[self._output]
         return result
+
+    def _ready(self, tensors: Mapping[str, Any], kind: str | None) -> tuple[Preprocessor, list[Item]]:
+        from deploykit.runtime.preprocess import tensors as ready
+
+        if kind is not None:
+            raise InputError("ready tensors take no prompt", hint="leave kind out, or pass raw inputs")
+        checked = ready.Preprocessor(self._card.inputs, self._card.limits.axes)
+        return checked, checked.items(tensors)
+
+    def _encode_further(
+        self, inputs: Any, kind: str | None, spec: TensorSpec, shape: Shape
+    ) -> np.ndarray | list[np.ndarray]:
+        """Another output than the embedding. Where no mask tells its padding, only inputs of one size share a batch."""
+        masked = further.is_masked(self._card, spec)
+        if len(spec.shape) == 3 and not masked:
+            shape = replace(shape, pads=False)
+        preprocessor = self._preprocessor
+        if isinstance(inputs, Mapping):
+            preprocessor, items = self._ready(inputs, kind)
+            chunks: Iterator[Chunk] = iter([(range(len(items)), items)])
+            count = len(items)
+        else:
+            listed = _as_list(inputs, self._card.modality)
+            chunks, count = self._chunks(listed, kind, shape), len(listed)
+        places: list[Sequence[int]] = []
+        masks: list[np.ndarray | None] = []
+
+        def batches() -> Iterator[Feeds]:
+            for feeds in self._batches(preprocessor, chunks, shape, places):
+                masks.append(feeds[further.MASK] if masked else None)
+                yield feeds
+
+        engine = self._open()
+        answers = engine.run_many(batches()) if count > 1 else [engine.run(feeds) for feeds in batches()]
+        found: dict[int, np.ndarray] = {}
+        for rows, mask, answer in zip(places, masks, answers, strict=True):
+            array = answer[spec.name]
+            self._check(array, further.fits(spec, array, len(rows)), f"{[len(rows), *spec.shape[1:]]} of '{spec.name}'")
+            found.update(zip(rows, further.rows(array, mask), strict=True))
+        ordered = [found[place] for place in range(count)]
+        if len(spec.shape) == 3:
+            return ordered
+        return np.stack(ordered) if ordered else np.empty((0, *spec.shape[1:]), np.float32)  # type: ignore[arg-type]
+
+    def _open(self) -> Engine:
+        """The engine with all outputs, opened when it is first needed: it holds the weights once more."""
+        with self._lock:
+            if self._whole is None:
+                assert self._open_whole is not None
+                self._whole = self._open_whole()
+            return self._whole
 
     def _check_bounds(self, feeds: Feeds) -> None:
         for name, index, axis, low, high in self._bounds:
@@ -224,12 +309,15 @@ class Encoder:
 
     def _check_vectors(self, vectors: np.ndarray, count: int) -> None:
         """A vector of another shape, or with NaN in it, must never reach an index."""
-        if vectors.shape != (count, self._dim):
+        self._check(vectors, vectors.shape == (count, self._dim), f"{[count, self._dim]}")
+
+    def _check(self, array: np.ndarray, fits: bool, wanted: str) -> None:
+        if not fits:
             raise CheckError(
-                f"variant '{self.variant.name}' returned {list(vectors.shape)} instead of {[count, self._dim]}",
+                f"variant '{self.variant.name}' returned {list(array.shape)} instead of {wanted}",
                 hint="run `deploykit bundle selftest`, and load another variant",
             )
-        if not np.isfinite(vectors).all():
+        if not np.isfinite(array).all():
             raise CheckError(
                 f"variant '{self.variant.name}' returned values that are not finite",
                 hint="check the input for NaN; else run `deploykit bundle selftest`, and load another variant",

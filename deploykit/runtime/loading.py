@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from deploykit.runtime import further
 from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.decide import SELECTIONS, Decision, Select, Wish, decide
 from deploykit.runtime.encoder import Encoder
@@ -105,7 +107,7 @@ def open_variant(bundle: Bundle, variant: Variant, options: EngineOptions) -> En
     preprocessor, why = _preprocessor(bundle), "asked for by name"
     engine = _engine(bundle, variant, options)
     report = Report(variant.name, why, (Row(variant.name, "used", why),), engine.effective)
-    return Encoder(bundle, variant, engine, preprocessor, report, options.threads or usable_cores())
+    return _encoder(bundle, variant, engine, preprocessor, report, options)
 
 
 def _open_named(bundle: Bundle, name: str, options: EngineOptions, check: Callable[[Variant], None]) -> Encoder:
@@ -138,7 +140,7 @@ def _open_best(bundle: Bundle, wish: Wish, check: Callable[[Variant], None]) -> 
         rows[variant.name] = replace(rows[variant.name], status="used", why=why)
         report = Report(variant.name, why, tuple(rows.values()), engine.effective, decision.notes)
         _warn(bundle, report)
-        return Encoder(bundle, variant, engine, opened[0], report, wish.options.threads or usable_cores())
+        return _encoder(bundle, variant, engine, opened[0], report, wish.options)
     raise _nothing_runs(bundle, tuple(rows.values()), decision)
 
 
@@ -174,10 +176,21 @@ def _preprocessor(bundle: Bundle) -> Preprocessor:
         ) from error
 
 
-def _engine(bundle: Bundle, variant: Variant, options: EngineOptions) -> Engine:
-    path = bundle.file(variant.path)
+def _encoder(
+    bundle: Bundle, variant: Variant, engine: Engine, preprocessor: Preprocessor, report: Report, options: EngineOptions
+) -> Encoder:
+    """The encoder; an engine that gives more than the embedding is opened beside it when that is first asked for."""
+    more = len(further.names(bundle.manifest.card)) > 1
+    whole = partial(_engine, bundle, variant, options, whole=True) if more else None
+    return Encoder(bundle, variant, engine, preprocessor, report, options.threads or usable_cores(), whole)
+
+
+def _engine(bundle: Bundle, variant: Variant, options: EngineOptions, *, whole: bool = False) -> Engine:
+    """The variant's engine: with every output of its graph, or with the embedding alone, which copies less."""
+    path, card = bundle.file(variant.path), bundle.manifest.card
     try:
-        return open_engine(variant.target, path, bundle.manifest.card, variant.settings, options)
+        given = card if whole else further.embedding_alone(card)
+        return open_engine(variant.target, path, given, variant.settings, options)
     except MemoryError as error:
         raise MissingError(
             f"there is not enough memory to open '{path.name}'", hint="free memory, or load a smaller variant"

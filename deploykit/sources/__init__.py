@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deploykit import registry
 from deploykit.errors import SourceError
@@ -34,10 +34,13 @@ class Options:
     """What may be overridden for any source; ``None`` means: as the source's own files say.
 
     ``max_length`` is in tokens (text) or samples (waveforms). ``pooling``: mean, cls, last, max, mean_sqrt_len,
-    weighted_mean, pooler (the model's own pooled output), none (the output already is the embedding). ``dim`` truncates
-    the embedding (Matryoshka) before it is normalised. ``tower`` (text or vision) picks a half of a dual encoder.
-    ``fixed_length`` (tokens) gives a text encoder that one length alone: texts are padded to it, or cut.
-    ``preprocess`` none leaves preprocessing to the caller: the bundle takes the model's own tensors.
+    weighted_mean, pooler (the model's own pooled output), none (the output already is the embedding). ``dim`` keeps the
+    first numbers of the embedding alone (Matryoshka representations, Kusupati et al. 2022) before it is normalised.
+    ``tower`` picks an encoder of a model that has several (CLIP). ``fixed_length`` (tokens) gives a text encoder that
+    one length alone: texts are padded to it, or cut. ``preprocess`` none leaves preprocessing to the caller: the bundle
+    takes the model's own tensors. ``prompts`` are put before texts, by the name that ``encode(kind=…)`` gives: they are
+    added to those of the source's own files, and stand in the place of one of the same name. ``outputs`` (such as
+    token_embeddings, hidden:-2, pooled:-2, pooler) are given beside the embedding (`deploykit.sources._further`).
     """
 
     kind: str | None = None
@@ -46,8 +49,10 @@ class Options:
     max_length: int | None = None
     fixed_length: int | None = None
     dim: int | None = None
-    tower: str | None = None
-    preprocess: str | None = None
+    tower: Literal["text", "vision", "audio"] | None = None
+    preprocess: Literal["none"] | None = None
+    prompts: Mapping[str, str] | None = None
+    outputs: tuple[str, ...] | None = None
     trust_remote_code: bool = False
     revision: str | None = None
 
@@ -70,12 +75,13 @@ class Identity:
 class Source:
     """An encoder ready to be exported.
 
-    ``module`` takes the tensors of ``card.inputs`` as keyword arguments and returns the embedding, float32
-    [batch, dim], with pooling and normalisation inside. ``make_inputs(batch, sizes, seed)`` gives such tensors for a
-    batch size and sizes of the other dynamic axes ({"length": 7}), with padding in every row but the first where the
-    input has a mask. ``files`` maps names inside the bundle (``preprocess/tokenizer.json``) to files to copy; those
-    that opening the source had to write live until the process ends. ``sizes`` are the sizes of each dynamic axis that
-    the proof must cover, the largest legal one included. ``model_path`` replaces ``module`` where the source is ONNX.
+    ``module`` takes the tensors of ``card.inputs`` as keyword arguments and returns the embedding, float32 [batch,
+    dim], with pooling and normalisation inside; where ``card.outputs`` has more, a tuple in that order.
+    ``make_inputs(batch, sizes, seed)`` gives such tensors for a batch size and sizes of the other dynamic axes
+    ({"length": 7}), with padding in every row but the first where the input has a mask. ``files`` maps names inside
+    the bundle (``preprocess/tokenizer.json``) to files to copy; those that opening the source had to write live until
+    the process ends. ``sizes`` are the sizes of each dynamic axis that the proof must cover, the largest legal one
+    included. ``model_path`` replaces ``module`` where the source is ONNX.
     """
 
     card: Card

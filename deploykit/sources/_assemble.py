@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from deploykit.errors import SourceError
 from deploykit.runtime.manifest import Card, Embedding, Limits, Modality, TensorSpec
 from deploykit.sources import Source
 from deploykit.sources._checkpoint import first_line
+from deploykit.sources._further import switch_on
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +24,18 @@ if TYPE_CHECKING:
 
 MakeInputs = Callable[[int, Mapping[str, int], int], "dict[str, torch.Tensor]"]
 
+# A padded row whose cosine to the same input alone is not above this would fail the proof of fp32 (0.99999); the sums
+# of a padded batch alone, in another order, stay far above.
+_UNCHANGED = 0.999995
+
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything about an encoder but its output. ``pooling`` is a word for people."""
+    """Everything about an encoder but its output. ``pooling`` is a word for people.
+
+    ``unpadded`` gives the same encoder without a mask, for one whose vectors padding changes; it raises `SourceError`
+    where that cannot be. ``outputs`` are asked for beside the embedding (`deploykit.sources._further`).
+    """
 
     name: str
     modality: Modality
@@ -40,6 +49,8 @@ class Parts:
     provenance: dict[str, Any]
     files: Mapping[str, Path] = field(default_factory=dict)
     license: Path | None = None
+    unpadded: Callable[[], tuple[tuple[TensorSpec, ...], MakeInputs]] | None = None
+    outputs: tuple[str, ...] = ()
 
 
 def assemble(parts: Parts, missing: Mapping[str, torch.Tensor] | None = None) -> Source:
@@ -59,13 +70,15 @@ def assemble(parts: Parts, missing: Mapping[str, torch.Tensor] | None = None) ->
     _check_deterministic(parts, inputs, vectors)
     if missing:
         refuse_missing(missing, lambda: run(parts, inputs), parts.name)
-    notes = _padding_note(parts, inputs, vectors)
-    dim = int(vectors.shape[1])
+    dim, requests = int(vectors.shape[1]), parts.outputs
+    parts, padding = _without_padding(parts)
+    notes = [*_truncation_note(parts, dim), *padding]
+    further = switch_on(parts, requests)
     card = Card(
         name=parts.name,
         modality=parts.modality,
         inputs=parts.inputs,
-        outputs=(TensorSpec(output_name, "float32", ("batch", dim)),),
+        outputs=(TensorSpec(output_name, "float32", ("batch", dim)), *further),
         embedding=Embedding(output_name, dim, parts.pooling, parts.normalized),
         preprocess=parts.preprocess,
         limits=Limits({axis: (min(sizes), max(sizes)) for axis, sizes in parts.sizes.items()}),
@@ -112,7 +125,7 @@ def explained(name: str, inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
         shapes = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in inputs.items())
         raise SourceError(
             f"{name} fails on {shapes}: {type(error).__name__}: {first_line(error)}",
-            hint="the model cannot run on inputs that its own files describe",
+            hint="its own files describe these inputs: where it needs others too, wrap it as py:package.module:factory",
         ) from error
 
 
@@ -128,22 +141,72 @@ def _check_deterministic(parts: Parts, inputs: Mapping[str, torch.Tensor], vecto
         )
 
 
-def _padding_note(parts: Parts, inputs: Mapping[str, torch.Tensor], vectors: torch.Tensor) -> list[str]:
-    """A sentence for the user when row 1 of the batch, which is padded, differs from the same input alone."""
+def _truncation_note(parts: Parts, dim: int) -> list[str]:
+    """A sentence for the user where the vectors are truncated; `SourceError` where there is nothing to cut off."""
+    from deploykit.graph.pooling import Truncate
+
+    asked = next((module.dim for module in parts.module.modules() if isinstance(module, Truncate)), None)
+    return [] if asked is None else [truncated(parts.name, asked, dim, parts.normalized)]
+
+
+def truncated(name: str, asked: int, dim: int, normalized: bool) -> str:
+    """The note of an embedding cut to ``asked`` numbers, which came out with ``dim``.
+
+    Raises `SourceError` when the model gives fewer than were asked for.
+    """
+    if dim < asked:
+        raise SourceError(
+            f"{name} cannot keep {asked} numbers of a vector: its vectors have {dim}",
+            hint=f"give a dim of 1 to {dim}, or leave it out",
+        )
+    again = ", at length 1 again" if normalized else ""
+    return f"vectors are the model's first {dim} numbers{again}: as good as all only if it was trained for that"
+
+
+def _without_padding(parts: Parts) -> tuple[Parts, list[str]]:
+    """The parts to go on with, and a sentence for the user where padding changes the vectors.
+
+    Then nothing is padded, where the encoder can do without: a vector must not depend on what else is in its batch.
+    """
+    if all(len(sizes) == 1 for sizes in parts.sizes.values()):
+        return parts, []  # every input is padded to the same size, whatever stands beside it
+    cosine = _padded_cosine(parts)
+    if cosine > _UNCHANGED:
+        return parts, []
+    found = f"padding changes its vectors (cosine {cosine:.4f} on a random input)"
+    if parts.unpadded is None:
+        return parts, [f"{found}: batch inputs of equal length"]
+    inputs, make_inputs = parts.unpadded()
+    plain = replace(parts, inputs=inputs, make_inputs=make_inputs, unpadded=None)
+    return plain, [f"{found}, so nothing is padded: only inputs of equal length share a batch"]
+
+
+def _padded_cosine(parts: Parts) -> float:
+    """The worst cosine of a padded row to the same input alone, over three sizes; 1 where nothing is padded."""
     import torch
 
-    mask = inputs.get("attention_mask")
-    if mask is None or bool(mask[1].all()):
-        return []
-    kept = mask[1].nonzero().flatten()
-    alone = {
-        name: tensor[1:2].index_select(1, kept) if tensor.shape[:2] == mask.shape else tensor[1:2]
-        for name, tensor in inputs.items()
-    }
-    cosine = torch.nn.functional.cosine_similarity(run(parts, alone), vectors[1:2]).item()
-    if cosine > 0.9999:
-        return []
-    return [f"padding changes its vectors (cosine {cosine:.4f} on a random input): batch inputs of equal length"]
+    worst, shortest = 1.0, min(map(min, parts.sizes.values()), default=1)
+    for share in (0.0, 0.5, 1.0):
+        inputs = parts.make_inputs(2, {axis: _padded_size(sizes, share) for axis, sizes in parts.sizes.items()}, 0)
+        mask = inputs.get("attention_mask")
+        if mask is None or bool(mask[1].all()):
+            continue
+        kept = mask[1].nonzero().flatten()
+        if len(kept) < shortest:
+            continue
+        alone = {
+            name: tensor[1:2].index_select(1, kept) if tensor.shape[:2] == mask.shape else tensor[1:2]
+            for name, tensor in inputs.items()
+        }
+        padded, single = run(parts, inputs)[1:2].double(), run(parts, alone).double()
+        worst = min(worst, torch.nn.functional.cosine_similarity(padded, single).item())
+    return worst
+
+
+def _padded_size(sizes: Sequence[int], share: float) -> int:
+    """A size of which a padded row, about half as large, is one that the model takes too."""
+    candidates = [size for size in sorted(sizes) if size >= max(4, 2 * min(sizes))] or [max(sizes)]
+    return candidates[round(share * (len(candidates) - 1))]
 
 
 def refuse_missing(missing: Mapping[str, torch.Tensor], encode: Callable[[], torch.Tensor], name: str) -> None:

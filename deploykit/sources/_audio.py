@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
     encoder = _encoders.WaveformEncoder if specs[0].name == "input_values" else _encoders.FeatureEncoder
     module = encoder(checkpoint.body, checkpoint.method, pick, head).eval()
     given, sizes = _lengths(module, specs, rate, options)
-    return Parts(
+    found = Parts(
         name=_folder.folder_facts(folder)["name"],
         modality="audio",
         module=module,
@@ -79,6 +79,10 @@ def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
         provenance=provenance("transformers", folder, checkpoint, reason),
         license=_folder.license_file(folder),
     )
+    if len(specs) == 1:
+        return found
+    alone = AudioInput(specs[:1], given.shortest)
+    return replace(found, unpadded=lambda: (alone.specs, alone.make))
 
 
 def _used(processing: Preprocessing, checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:

@@ -85,7 +85,7 @@ def load(folder: Path, options: Options, *, pooling_is_explicit: bool = False) -
     _check_code(folder, settings, options)
     weights = weight_files(folder)
     with quiet(), _explained(folder):
-        model, report = transformers.AutoModel.from_pretrained(
+        model, report = (_class_named(settings) or transformers.AutoModel).from_pretrained(
             folder,
             local_files_only=True,
             trust_remote_code=options.trust_remote_code,
@@ -98,6 +98,21 @@ def load(folder: Path, options: Options, *, pooling_is_explicit: bool = False) -
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     missing = {key: tensors[key] for key in sorted(report["missing_keys"]) if key in tensors}
     return _encoder_of(model, missing, options)
+
+
+def _class_named(settings: Mapping[str, Any]) -> Any:
+    """The class that a config names, where `AutoModel` has no model for it: a tower saved by itself is one. Only
+    transformers' own; None for any other, and where `AutoModel` knows what to do.
+    """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    kind = settings.get("model_type")
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] in MODEL_MAPPING:
+        return None
+    named = getattr(transformers, next(iter(settings.get("architectures") or []), ""), None)
+    return named if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) else None
 
 
 def _check_architecture(folder: Path, settings: Mapping[str, Any], options: Options, explicit: bool) -> None:
@@ -178,11 +193,18 @@ def _encoder_of(model: Any, missing: Mapping[str, torch.Tensor], options: Option
     if getattr(config, "is_encoder_decoder", False) or _wants_decoder_inputs(model):
         notes += (f"the encoder half of {name}",)
         model = model.get_encoder()
-    input_name = getattr(model, "main_input_name", "input_ids")
+    input_name = _main_input(model)
     if input_name not in _MODALITY:
         hint = "wrap it in a Python factory: py:package.module:factory"
         raise SourceError(f"{name} takes '{input_name}', which is no text, image or audio input", hint=hint)
     return Checkpoint(model, config, input_name, _MODALITY[input_name], name, missing, notes)
+
+
+def _main_input(model: Any) -> str:
+    """The input that the model's class names; of a class that inherited another's name, the one that it takes."""
+    named = str(getattr(model, "main_input_name", "input_ids"))
+    takes = inspect.signature(model.forward).parameters
+    return named if named in takes else next((name for name in _MODALITY if name in takes), named)
 
 
 def _unmasked(config: Any) -> tuple[str, ...]:
@@ -212,7 +234,7 @@ def _tower(model: Any, missing: Mapping[str, torch.Tensor], options: Options) ->
         asked = f"and has no tower '{options.tower}'" if options.tower else "and one of its encoders must be chosen"
         raise SourceError(
             f"{name} takes more than one kind of input, {asked}",
-            hint=" or ".join(f"tower = '{tower}'" for tower in have),
+            hint="choose one: " + " or ".join(f"tower = '{tower}'" for tower in have),
         )
     if options.pooling not in (None, "none"):
         raise SourceError(f"the towers of {name} pool by themselves", hint="leave 'pooling' out")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from deploykit.errors import SourceError
 from deploykit.graph.pooling import Normalize, Pooling, Truncate
 from deploykit.sources import Options
+from deploykit.sources._further import Further, take
 
 
 class Head(nn.Module):
@@ -32,34 +34,69 @@ class Head(nn.Module):
         return out.float()
 
 
-class TextEncoder(nn.Module):
+class BodyEncoder(nn.Module):
+    """A transformers model with what brings its output to one vector per input.
+
+    ``method`` of ``body`` is called, ``pick`` takes out of its output what ``head`` pools. ``further`` outputs follow
+    the embedding where they are asked for (`deploykit.sources._further`): ``forward`` then gives a tuple.
+    """
+
+    def __init__(self, body: nn.Module, method: str, pick: Callable[[Any], Tensor], head: Head) -> None:
+        super().__init__()
+        self.body, self.method, self.pick, self.head = body, method, pick, head
+        self.further: tuple[Further, ...] = ()
+
+    def call(self, *given: Tensor, **named: Tensor) -> Any:
+        """The body's output; with its hidden states where a further output is one of them."""
+        extra = {"output_hidden_states": True} if any(one.layer is not None for one in self.further) else {}
+        return getattr(self.body, self.method)(*given, **named, **extra)
+
+    def answer(self, output: Any, mask: Tensor | None) -> Any:
+        """The embedding [batch, dim], with the further outputs behind it; ``mask`` [batch, tokens] is 0 at padding."""
+        embedding = self.head(self.pick(output), mask)
+        return (embedding, *(self._given(one, output, mask) for one in self.further)) if self.further else embedding
+
+    def _given(self, one: Further, output: Any, mask: Tensor | None) -> Tensor:
+        pooling = self.head.pooling
+
+        def pool(tokens: Tensor) -> Tensor:
+            assert pooling is not None
+            pooled: Tensor = pooling(tokens, torch.ones_like(tokens[..., 0]) if mask is None else mask)
+            return pooled
+
+        found = take(one, output, None if pooling is None else pool).float()
+        if found.ndim < 3 or mask is None:
+            return found
+        return torch.where(mask.unsqueeze(-1) > 0, found, torch.zeros_like(found))
+
+
+class TextEncoder(BodyEncoder):
     """Token ids to embeddings.
 
-    ``pick`` takes the vectors out of the body's output. ``zero_types`` feeds zeros as token types where the tokenizer
-    would: the graph then has one input less.
+    ``zero_types`` feeds zeros as token types where the tokenizer would: the graph then has one input less. Without
+    ``attention_mask`` nothing is padded.
     """
 
     def __init__(
         self, body: nn.Module, method: str, pick: Callable[[Any], Tensor], head: Head, *, zero_types: bool
     ) -> None:
-        super().__init__()
-        self.body, self.method, self.pick, self.head = body, method, pick, head
+        super().__init__(body, method, pick, head)
         self.zero_types = zero_types
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        out: Tensor = self.head(self.tokens(input_ids, attention_mask), attention_mask)
-        return out
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.answer(self._output(input_ids, mask), mask)
 
     def tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What is pooled: [batch, length, width], or [batch, dim] where the body pools."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self.zero_types:
-            inputs["token_type_ids"] = torch.zeros_like(input_ids)
-        tokens: Tensor = self.pick(getattr(self.body, self.method)(**inputs))
-        return tokens
+        return self.pick(self._output(input_ids, attention_mask))
+
+    def _output(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        types = {"token_type_ids": torch.zeros_like(input_ids)} if self.zero_types else {}
+        return self.call(input_ids=input_ids, attention_mask=attention_mask, **types)
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(BodyEncoder):
     """Pixels [batch, channels, height, width] to embeddings.
 
     ``ordered``: the number of patches of a model that draws their order at random, where it takes ``noise`` to sort by;
@@ -69,37 +106,28 @@ class ImageEncoder(nn.Module):
     def __init__(
         self, body: nn.Module, method: str, pick: Callable[[Any], Tensor], head: Head, *, ordered: int | None = None
     ) -> None:
-        super().__init__()
-        self.body, self.method, self.pick, self.head = body, method, pick, head
+        super().__init__(body, method, pick, head)
         self.ordered = ordered
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> Any:
         inputs = {"pixel_values": pixel_values}
         if self.ordered is not None:
             order = torch.arange(self.ordered, dtype=torch.float32, device=pixel_values.device)
             inputs["noise"] = order.unsqueeze(0).expand(pixel_values.shape[0], -1)
-        out: Tensor = self.head(self.pick(getattr(self.body, self.method)(**inputs)), None)
-        return out
+        return self.answer(self.call(**inputs), None)
 
 
-class WaveformEncoder(nn.Module):
+class WaveformEncoder(BodyEncoder):
     """Waveforms [batch, samples], or features under the same name, to embeddings.
 
     With ``attention_mask`` [batch, samples], pooling leaves out the frames that hold padding.
     """
 
-    def __init__(self, body: nn.Module, method: str, pick: Callable[[Any], Tensor], head: Head) -> None:
-        super().__init__()
-        self.body, self.method, self.pick, self.head = body, method, pick, head
-
-    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        call = getattr(self.body, self.method)
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Any:
         if attention_mask is None:
-            plain: Tensor = self.head(self.pick(call(input_values)), None)
-            return plain
-        tokens = self.pick(call(input_values, attention_mask=attention_mask))
-        out: Tensor = self.head(tokens, self._frame_mask(attention_mask, tokens.shape[1]))
-        return out
+            return self.answer(self.call(input_values), None)
+        output = self.call(input_values, attention_mask=attention_mask)
+        return self.answer(output, self._frame_mask(attention_mask, self.pick(output).shape[1]))
 
     def _frame_mask(self, attention_mask: Tensor, frames: int) -> Tensor:
         body: Any = self.body
@@ -108,16 +136,11 @@ class WaveformEncoder(nn.Module):
         return inside
 
 
-class FeatureEncoder(nn.Module):
+class FeatureEncoder(BodyEncoder):
     """Spectrogram features of fixed size to embeddings."""
 
-    def __init__(self, body: nn.Module, method: str, pick: Callable[[Any], Tensor], head: Head) -> None:
-        super().__init__()
-        self.body, self.method, self.pick, self.head = body, method, pick, head
-
-    def forward(self, input_features: Tensor) -> Tensor:
-        out: Tensor = self.head(self.pick(getattr(self.body, self.method)(input_features)), None)
-        return out
+    def forward(self, input_features: Tensor) -> Any:
+        return self.answer(self.call(input_features), None)
 
 
 class Named(nn.Module):
@@ -208,6 +231,19 @@ def only_tensor(output: Any) -> Tensor:
                 return only_tensor(output[name])
         return only_tensor(next(iter(output.values())))
     return only_tensor(output[0])
+
+
+def renormalized(options: Options, encode: Callable[[], Tensor]) -> Options:
+    """The options, with normalisation where vectors are cut that ``encode`` gives at length 1: cut, they are shorter.
+
+    For models whose own normalisation cannot be seen from outside. What was asked for of it stays.
+    """
+    if options.dim is None or options.normalize is not None:
+        return options
+    with torch.inference_mode():
+        vectors = encode()
+    lengths = torch.linalg.vector_norm(vectors.float(), dim=-1)
+    return replace(options, normalize=True) if torch.allclose(lengths, torch.ones_like(lengths), atol=1e-3) else options
 
 
 def stages(options: Options, normalize: bool) -> list[nn.Module]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.errors import MissingError, SourceError
+from deploykit.graph.weights import ONE_FILE, constant_bytes
 from deploykit.runtime.manifest import TensorSpec
 from deploykit.sources import Options
 from deploykit.sources._checkpoint import first_line
@@ -23,7 +24,6 @@ _EMBEDDINGS = ("sentence_embedding", "image_embeds", "text_embeds", "embedding",
 _TOKENS = ("token_embeddings", "last_hidden_state")
 _MASK = "attention_mask"
 _OLDEST_OPSET, _FIRST_OF_DYNAMO = 13, 18
-_EXTERNAL_DATA_BYTES = 1_800_000_000  # protobuf refuses messages of 2 GiB
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -171,7 +171,7 @@ def save(model: onnx.ModelProto) -> Path:
     import onnx
 
     path = scratch_folder() / "model.onnx"
-    large = model.ByteSize() > _EXTERNAL_DATA_BYTES
+    large = constant_bytes(model) > ONE_FILE
     onnx.save(model, path, save_as_external_data=large, location="model.onnx.data" if large else None)
     return path
 

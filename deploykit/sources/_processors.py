@@ -1,4 +1,5 @@
-"""From the processor files of a transformers folder to ``card.preprocess`` and the input tensors: JSON, no imports.
+"""From the processor files of a transformers folder to ``card.preprocess`` and the input tensors: JSON, no imports, but
+for classes that no table knows (`deploykit.sources._processor_learned`).
 
 ``processor_config.json`` (nested) comes before ``preprocessor_config.json``, as in transformers. A null means the
 class's default, and a number where a size belongs is read as the class reads it. A key that would change the tensors
@@ -18,6 +19,7 @@ from deploykit.runtime.manifest import TensorSpec
 from deploykit.runtime.preprocess import audio, image
 from deploykit.runtime.preprocess.logmel import LogMel
 from deploykit.sources import _processor_defaults as defaults
+from deploykit.sources import _processor_learned
 
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's numbers, which the JSON files hold, by position."""
@@ -37,12 +39,19 @@ class Preprocessing:
 def image_preprocess(folder: Path, overrides: Mapping[str, Any] | None = None) -> Preprocessing:
     """Preprocessing of an image encoder; ``overrides`` replace keys of the processor's JSON, None takes one away."""
     name, values = _settings(folder, "image_processor", overrides)
-    if name not in defaults.IMAGE:
+    known = defaults.IMAGE.get(name)
+    of_class = known if known is not None else _processor_learned.settings(name, _IMAGE_KEYS)
+    if of_class is None:
         raise _unknown_class(folder, name, list(defaults.IMAGE))
-    values = {**defaults.IMAGE_BASE, **defaults.IMAGE[name], **values, **defaults.IMAGE[name].get("fixed", {})}
+    values = {**defaults.IMAGE_BASE, **of_class, **values, **of_class.get("fixed", {})}
     rule, resize_float = values.pop("rule", ""), values.pop("resize_float", False)
     values.pop("fixed", None)
-    _refuse_unknown(name, values, _IMAGE_KEYS | set(defaults.IMAGE[name]))
+    if known is not None:
+        _refuse_unknown(name, values, _IMAGE_KEYS | set(known))
+    elif not values.get("pad_size"):
+        # Such a class pads to the largest picture of a batch; the runtime batches pictures of one size instead. What it
+        # makes of one picture, and of its further keys, is seen in its tensors.
+        values["do_pad"] = False
     resize, crop = _resize_and_crop(name, rule, values)
     count = _channels(folder, values["image_mean"])
     options = image.Options(
@@ -59,7 +68,11 @@ def image_preprocess(folder: Path, overrides: Mapping[str, Any] | None = None) -
     except BundleError as error:
         raise SourceError(f"{name}: {error.message}", hint=error.hint) from error
     height, width = options.output_size or ("height", "width")
-    return _preprocessing("image", options, TensorSpec("pixel_values", "float32", ("batch", count, height, width)))
+    spec = TensorSpec("pixel_values", "float32", ("batch", count, height, width))
+    made = _preprocessing("image", options, spec)
+    if known is None:
+        _processor_learned.refuse_difference(folder, name, made.preprocess, spec, _TENSORS_HINT.removeprefix("or "))
+    return made
 
 
 def audio_preprocess(folder: Path, overrides: Mapping[str, Any] | None = None) -> Preprocessing:

@@ -17,7 +17,8 @@ from deploykit.errors import SourceError
 from deploykit.runtime.manifest import TensorSpec
 from deploykit.sources import Options, Source
 from deploykit.sources._assemble import Parts, assemble, explained
-from deploykit.sources._encoders import Head, Named, only_tensor, stages
+from deploykit.sources._encoders import Head, Named, only_tensor, renormalized, stages
+from deploykit.sources._options import only
 
 _MASK = "attention_mask"
 _AXES = {2: ("length",), 3: ("length", "axis2"), 4: ("axis1", "height", "width")}
@@ -94,16 +95,20 @@ def open_tensors(
 
     ``fixed``: only the batch may vary.
     """
-    if options.max_length is not None or options.tower is not None:
-        raise SourceError(f"{name} takes ready tensors", hint="leave max_length and tower out")
+    only(options, ("pooling", "normalize", "dim", "preprocess"), f"{name} takes ready tensors")
     pooled = options.pooling not in (None, "none")
     with explained(name, examples), torch.inference_mode():
-        rank = only_tensor(body(**examples)).ndim
-    if rank == 3 and not pooled:
+        output = only_tensor(body(**examples))
+    if output.ndim == 3 and not pooled:
         raise SourceError(f"{name} gives token vectors [batch, length, width]", hint="choose a pooling, such as mean")
-    head = Head([options.pooling] if pooled and options.pooling else [], stages(options, bool(options.normalize)))
+    if not pooled:
+        options = renormalized(options, lambda: output)
+    modes = [options.pooling] if pooled and options.pooling else []
+    head = Head(modes, stages(options, bool(options.normalize)))
     module = Named(body, list(examples), head, keywords=list(examples)).eval()
-    sizes = {} if fixed else _dynamic_axes(name, module, examples)
+    # Judged before vectors are cut: behind that, an axis that makes them longer could not be told.
+    whole = Named(body, list(examples), Head(modes, []), keywords=list(examples)).eval()
+    sizes = {} if fixed else _dynamic_axes(name, whole, examples)
     specs = tuple(_spec(key, value, sizes) for key, value in examples.items())
     return assemble(
         Parts(

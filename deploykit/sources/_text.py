@@ -35,7 +35,7 @@ class TextInput:
 
     ``prefix`` and ``suffix`` are the special ids around every text, ``vocabulary`` the number of ids to draw from,
     without ``special``. ``zero_types``: the encoder gets token types, which are all 0 and are made inside the graph.
-    ``fixed``: every batch is ``max_length`` wide.
+    ``fixed``: every batch is ``max_length`` wide. ``masked`` False: nothing is padded, so there is no mask.
     """
 
     tokenizer: Path
@@ -51,12 +51,14 @@ class TextInput:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     fixed: bool = False
+    masked: bool = True
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """The graph's inputs."""
         length = self.max_length if self.fixed else "length"
-        return tuple(TensorSpec(name, "int64", ("batch", length)) for name in ("input_ids", "attention_mask"))
+        names = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
+        return tuple(TensorSpec(name, "int64", ("batch", length)) for name in names)
 
     def sizes(self, head_size: int | None) -> dict[str, tuple[int, ...]]:
         """The lengths that a proof covers, as `length_sizes`; the one there is where the length is fixed."""
@@ -76,7 +78,7 @@ class TextInput:
         }
 
     def make(self, batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
-        """Random texts: row 0 fills ``sizes["length"]``, every other row is shorter and padded."""
+        """Random texts: row 0 fills ``sizes["length"]``, the others are shorter and padded, where there is a mask."""
         import torch
 
         length = sizes["length"]
@@ -84,11 +86,11 @@ class TextInput:
         ids = torch.full((batch, length), self.pad_id, dtype=torch.int64)
         mask = torch.zeros((batch, length), dtype=torch.int64)
         for row in range(batch):
-            count = max(1, length - (row * max(length, batch)) // batch)
+            count = max(1, length - (row * max(length, batch)) // batch) if self.masked else length
             start = length - count if self.padding_side == "left" else 0
             ids[row, start : start + count] = self._text(count, generator)
             mask[row, start : start + count] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        return {"input_ids": ids, "attention_mask": mask} if self.masked else {"input_ids": ids}
 
     def _text(self, count: int, generator: torch.Generator) -> torch.Tensor:
         import torch

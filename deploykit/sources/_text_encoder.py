@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.errors import SourceError
+from deploykit.runtime.manifest import TensorSpec
 from deploykit.sources import _folder
-from deploykit.sources._assemble import Parts
+from deploykit.sources._assemble import MakeInputs, Parts
 from deploykit.sources._checkpoint import Checkpoint, first_line, no_encoder, provenance
 from deploykit.sources._text import TOKENIZER, TextInput, head_size_of, is_causal
 
 if TYPE_CHECKING:
     from torch import nn
+
+_FEW_TOKENS = 4
+"""A text of fewer may be filled up with padding that the model reads: it is blank, or a word or two."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,8 @@ def text_parts(kind: str, folder: Path, checkpoint: Checkpoint, given: TextInput
         least = min(sizes["length"])
         facts["notes"].append(f"texts are padded to {least} tokens at least: it fails on shorter ones ({why})")
     if given.fixed:
-        facts["notes"].append(f"one length only, as asked: texts are padded or cut to {given.max_length} tokens")
-    return Parts(
+        facts["notes"].append(f"one length only: texts are padded or cut to {given.max_length} tokens")
+    parts = Parts(
         name=_folder.folder_facts(folder)["name"],
         modality="text",
         module=module,
@@ -72,6 +78,19 @@ def text_parts(kind: str, folder: Path, checkpoint: Checkpoint, given: TextInput
         files={TOKENIZER: given.tokenizer},
         license=_folder.license_file(folder),
     )
+    return replace(parts, unpadded=lambda: _unpadded(parts, given))
+
+
+def _unpadded(parts: Parts, given: TextInput) -> tuple[tuple[TensorSpec, ...], MakeInputs]:
+    """Inputs without a mask. `SourceError` where it would read much padding in the shortest texts."""
+    least, shortest = min(parts.sizes["length"]), max(1, len(given.prefix) + len(given.suffix))
+    if least > max(shortest, _FEW_TOKENS):
+        raise SourceError(
+            f"padding changes the vectors of {parts.name}, and it fails on texts below {least} tokens without it",
+            hint=f"pad every text alike: fixed_length = {given.max_length}, or the longest that your texts have",
+        )
+    plain = replace(given, masked=False)
+    return plain.specs, plain.make
 
 
 def _working_lengths(
@@ -84,13 +103,17 @@ def _working_lengths(
     """
     import torch
 
-    why = ""
-    for position, length in enumerate(sizes["length"]):
+    def failure(length: int) -> str:
         try:
             with torch.inference_mode():
                 module(**given.make(1, {"length": length}, 0))
         except Exception as error:
-            why = why or first_line(error)
-            continue
-        return {**sizes, "length": sizes["length"][position:]}, why
-    return sizes, ""
+            return first_line(error)
+        return ""
+
+    why = [failure(length) for length in itertools.takewhile(failure, sizes["length"])]
+    if len(why) in (0, len(sizes["length"])):
+        return sizes, ""
+    low, high = sizes["length"][len(why) - 1], sizes["length"][len(why)]
+    least = next(length for length in range(low + 1, high + 1) if not failure(length))
+    return {**sizes, "length": tuple(sorted({least, *sizes["length"][len(why) :]}))}, why[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import SourceError
 from deploykit.runtime.manifest import TensorSpec, from_json
 from deploykit.sources import Identity, Options, Source, _folder
+from deploykit.sources._options import only
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +62,9 @@ def open(spec: str, options: Options) -> Source:
 
     folder, card = _read(spec)
     identify(spec, options)
-    if options.tower is not None or options.pooling not in (None, card["pooling"]):
-        raise SourceError(f"{folder} pools by {card['pooling']}", hint="leave tower and pooling out")
+    only(options, ("pooling", "normalize", "max_length", "dim", "prompts"), f"{folder} is a pretraining run")
+    if options.pooling not in (None, card["pooling"]):
+        raise SourceError(f"{folder} pools by {card['pooling']}", hint="leave pooling out")
     made = piece("modality", card["modality"]["name"])
     settings = read(made.Options, card["modality"]["options"], f"{folder / _CARD}: modality")
     adapter = made.Adapter(settings, card["modality"]["facts"])
@@ -77,9 +79,10 @@ def open(spec: str, options: Options) -> Source:
         from deploykit.sources._text import length_sizes
 
         preprocess["max_length"] = _length(options, adapter.space.length)
+        preprocess["prompts"] = {**preprocess.get("prompts", {}), **(options.prompts or {})}
         sizes = length_sizes(preprocess["max_length"], None)
-    elif options.max_length is not None:
-        raise SourceError(f"{folder} takes inputs of one size", hint="leave max_length out")
+    else:
+        only(options, ("pooling", "normalize", "dim"), f"{folder} takes inputs of one size")
     module = Pretrained(encoder, stages(options, bool(options.normalize)), [spec.name for spec in inputs])
     return assemble(
         Parts(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from deploykit.errors import SourceError
 from deploykit.runtime.manifest import TensorSpec
 from deploykit.sources import Identity, Options, Source, _folder
+from deploykit.sources._options import only
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ def open(spec: str, options: Options) -> Source:
     import torch
 
     path = _require_file(spec)
+    only(options, ("pooling", "normalize", "dim", "preprocess"), f"{path.name} takes ready tensors")
     _refuse_pickles(path)
     try:
         program = torch.export.load(path)
@@ -55,18 +57,21 @@ def open(spec: str, options: Options) -> Source:
 
 
 def _wrap(path: Path, program: ExportedProgram, options: Options) -> Source:
-    from deploykit.sources._assemble import Parts, assemble
-    from deploykit.sources._encoders import Head, Named, stages
+    from deploykit.sources._assemble import Parts, assemble, explained
+    from deploykit.sources._encoders import Head, Named, renormalized, stages
     from deploykit.sources._tensors import TensorInput
 
     inputs = _user_inputs(program)
     axes = _axis_names(inputs)
     specs = _specs(inputs, axes)
     _check_batch(path, specs)
-    pooled = options.pooling is not None and options.pooling != "none"
-    head = Head([str(options.pooling)] if pooled else [], stages(options, bool(options.normalize)))
-    module = Named(program.module(check_guards=False), list(inputs), head, _keywords(program))
-    examples = _examples(program, inputs)
+    modes = [] if options.pooling in (None, "none") else [str(options.pooling)]
+    body, examples = program.module(check_guards=False), _examples(program, inputs)
+    with explained(path.name, examples):
+        plain = Named(body, list(inputs), Head(modes, []), _keywords(program))
+        options = renormalized(options, lambda: plain(**examples))
+    head = Head(modes, stages(options, bool(options.normalize)))
+    module = Named(body, list(inputs), head, _keywords(program))
     return assemble(
         Parts(
             name=path.stem,

@@ -16,6 +16,7 @@ from typing import Any
 
 from deploykit.errors import MissingError, SourceError
 from deploykit.sources import Identity, Options, Source
+from deploykit.sources._options import only
 
 KIND = "module"
 _PREFIX = "py:"
@@ -41,6 +42,7 @@ def open(spec: str, options: Options) -> Source:
     except Exception as error:
         raise SourceError(f"{spec} failed: {type(error).__name__}: {error}", hint="call it by itself first") from error
     if isinstance(made, Source):
+        only(options, (), f"{name} returns a Source, which is taken as it is")
         return made
     return _wrap(spec, made, options)
 

@@ -7,7 +7,7 @@ Pooling, truncation and normalisation that are asked for are appended to the gra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import SourceError
 from deploykit.runtime.manifest import Card, Embedding, Limits, Modality, TensorSpec
 from deploykit.sources import Identity, Options, Source, _folder
+from deploykit.sources._assemble import middle, truncated
+from deploykit.sources._options import only
 
 if TYPE_CHECKING:
     import torch
 
 KIND = "onnx"
 
+_TAKEN_BY_TENSORS = ("pooling", "normalize", "dim", "preprocess")
+_TAKEN = (*_TAKEN_BY_TENSORS, "max_length", "prompts")
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _SIZES = (1, 2, 7, 16, 32, 64, 128, 224)
 
@@ -60,12 +64,12 @@ def open(spec: str, options: Options) -> Source:
     from deploykit.sources import _onnx_graph as graph
 
     path = _require_file(spec)
-    if options.tower is not None:
-        raise SourceError(f"{path} has no towers", hint="leave 'tower' out")
+    only(options, _TAKEN, f"{path.name} is an ONNX model")
     model = graph.load(path)
     specs = graph.inputs_of(model, path.name)
     output = graph.output_of(model, options, path.name)
     feeding = _feeding(_home(path), specs, options)
+    options = _renormalized(path, output, feeding, options)
     name = "sentence_embedding" if feeding.modality == "text" else f"{feeding.modality}_embedding"
     taken = {n for node in model.graph.node for n in node.output} - {output}
     if name in taken or (name == output and (options.pooling or options.dim or options.normalize)):
@@ -75,6 +79,21 @@ def open(spec: str, options: Options) -> Source:
     else:
         ready = graph.save(graph.extend(model, output, name, options))
     return _finish(path, ready, feeding, name, options)
+
+
+def _renormalized(path: Path, output: str, feeding: Feeding, options: Options) -> Options:
+    """The options, with normalisation where the model's own vectors are cut and have length 1."""
+    from deploykit.sources import _onnx_graph as graph
+
+    if options.dim is None or options.pooling not in (None, "none", "pooler"):
+        return options
+    import torch
+
+    from deploykit.sources._encoders import renormalized
+
+    sizes = {axis: middle(values) for axis, values in feeding.sizes.items()}
+    feeds = {key: tensor.numpy() for key, tensor in feeding.make(3, sizes, 0).items()}
+    return renormalized(options, lambda: torch.from_numpy(graph.runner(path, output, path.name)(feeds)))
 
 
 def _finish(path: Path, ready: Path, feeding: Feeding, output: str, options: Options) -> Source:
@@ -99,6 +118,7 @@ def _finish(path: Path, ready: Path, feeding: Feeding, output: str, options: Opt
         hint = "choose a pooling, or another output"
         raise SourceError(f"{path.name} gives {list(got.shape)} for a batch of 2, or NaN, not [2, dim]", hint=hint)
     dim = int(got.shape[1])
+    notes = [truncated(path.name, options.dim, dim, bool(options.normalize))] if options.dim else []
     card = Card(
         name=path.stem,
         modality=feeding.modality,
@@ -107,7 +127,7 @@ def _finish(path: Path, ready: Path, feeding: Feeding, output: str, options: Opt
         embedding=Embedding(output, dim, options.pooling or "none", bool(options.normalize)),
         preprocess=feeding.preprocess,
         limits=Limits({axis: (min(values), max(values)) for axis, values in sizes.items()}),
-        provenance={"kind": KIND, "name": path.stem, "weights_sha256": _folder.digest_of([path])},
+        provenance={"kind": KIND, "name": path.stem, "weights_sha256": _folder.digest_of([path]), "notes": notes},
     )
     license_path = _folder.license_file(_home(path))
     return Source(card, None, feeding.make, sizes, feeding.files, license_path, ready)
@@ -127,10 +147,12 @@ def _home(path: Path) -> Path:
 
 def _feeding(home: Path, specs: tuple[TensorSpec, ...], options: Options) -> Feeding:
     names = {spec.name for spec in specs}
+    if options.preprocess == "none":
+        only(options, _TAKEN_BY_TENSORS, "the bundle takes ready tensors")
+        return _tensors(specs)
     if "input_ids" in names and (home / "tokenizer.json").exists():
         return _text(home, specs, options)
-    if options.max_length is not None:
-        raise SourceError("max_length is for texts, and there is no tokenizer.json", hint="leave max_length out")
+    only(options, _TAKEN_BY_TENSORS, f"there is no tokenizer.json in {home}")
     processors = ("preprocessor_config.json", "processor_config.json")
     if names == {"pixel_values"} and any((home / name).exists() for name in processors):
         return _image(home, specs[0])
@@ -146,6 +168,7 @@ def _text(home: Path, specs: tuple[TensorSpec, ...], options: Options) -> Feedin
         raise SourceError(f"the model takes {', '.join(extra)}, which no tokenizer gives", hint=hint)
     tokenizer = text.read_tokenizer(home, options)
     given = text.text_input(tokenizer, None, False, _max_length(home, tokenizer, options))
+    given = replace(given, prompts=dict(options.prompts or {}))
 
     def make(batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         import torch

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import RemoteCodeError, SourceError
 from deploykit.sources import Identity, Options, Source, _folder
+from deploykit.sources._options import only
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,7 @@ _MODES = {
 """The keys of older folders, in the order in which several modes are concatenated."""
 
 _RENAMED = {"mean_sqrt_len_tokens": "mean_sqrt_len", "weightedmean": "weighted_mean", "lasttoken": "last"}
+_TAKEN = ("pooling", "normalize", "max_length", "fixed_length", "dim", "prompts", "outputs")
 _STAGES = ("Dense", "LayerNorm", "Normalize", "Dropout")
 
 
@@ -42,11 +44,16 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Texts put before an input, by name, and the one used when none is named."""
+class Encoding:
+    """What config_sentence_transformers.json says of encoding.
 
-    texts: Mapping[str, str]
+    ``prompts`` are put before an input, by name, ``default`` is the one used when none is named, and ``dim`` how many
+    numbers of a vector are kept (None: all).
+    """
+
+    prompts: Mapping[str, str]
     default: str | None
+    dim: int | None
 
 
 def matches(spec: str) -> bool:
@@ -71,11 +78,13 @@ def open(spec: str, options: Options) -> Source:
     from deploykit.sources._text_encoder import Pooled, text_parts
 
     folder = _folder.require_folder(spec)
+    only(options, _TAKEN, f"{folder} is a sentence-transformers folder")
     modules = read_modules(folder)
     inner = modules[0].folder
     settings = _transformer_settings(inner)
-    modes, prompts = pooling_modes(modules, options), read_prompts(folder)
-    _refuse_prompt_exclusion(modules, prompts)
+    modes, own = pooling_modes(modules, options), read_encoding(folder)
+    encoding = replace(own, prompts={**own.prompts, **(options.prompts or {})}, dim=options.dim or own.dim)
+    _refuse_prompt_exclusion(modules, modes, encoding)
     checkpoint = _checkpoint.load(inner, options, pooling_is_explicit=True)
     if checkpoint.modality != "text":
         hint = "export the folder of the transformers model in it by itself"
@@ -86,10 +95,11 @@ def open(spec: str, options: Options) -> Source:
     rows = getattr(checkpoint.config, "vocab_size", None)
     given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), max_length)
     fixed = options.fixed_length is not None
-    given = replace(given, prompts=prompts.texts, default_prompt=prompts.default, fixed=fixed)
+    given = replace(given, prompts=encoding.prompts, default_prompt=encoding.default, fixed=fixed)
     reason = "asked for" if options.pooling else "as the folder's Pooling module says"
-    pooled = Pooled(modes, _stages(modules, options), reason, for_decoders=True)
-    return _assemble.assemble(text_parts(KIND, folder, checkpoint, given, pooled), checkpoint.missing)
+    pooled = Pooled(modes, _stages(modules, options, encoding.dim), reason, for_decoders=True)
+    parts = text_parts(KIND, folder, checkpoint, given, pooled)
+    return _assemble.assemble(replace(parts, outputs=tuple(options.outputs or ())), checkpoint.missing)
 
 
 def read_modules(folder: Path) -> list[Module]:
@@ -149,8 +159,8 @@ def pooling_modes(modules: Sequence[Module], options: Options) -> tuple[str, ...
     return tuple(mode for key, mode in _MODES.items() if config.get(key)) or ("mean",)
 
 
-def read_prompts(folder: Path) -> Prompts:
-    """Prompts of config_sentence_transformers.json."""
+def read_encoding(folder: Path) -> Encoding:
+    """Prompts and truncation of config_sentence_transformers.json; nothing of either where there is none."""
     path = folder / "config_sentence_transformers.json"
     config = _folder.read_table(path) if path.exists() else {}
     texts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
@@ -158,20 +168,26 @@ def read_prompts(folder: Path) -> Prompts:
     if default is not None and default not in texts:
         hint = f"it has: {', '.join(texts) or 'none'}"
         raise SourceError(f"{path} names the default prompt '{default}', which is not there", hint=hint)
-    return Prompts(texts, default)
+    dim = config.get("truncate_dim")
+    if dim is not None and (type(dim) is not int or dim < 1):
+        raise SourceError(f"{path} has truncate_dim {dim!r}", hint="it counts the numbers of a vector: 1 or more")
+    return Encoding(texts, default, dim)
 
 
-def _refuse_prompt_exclusion(modules: Sequence[Module], prompts: Prompts) -> None:
-    """Pooling without the prompt's tokens needs the prompt's length in the graph, which has no input for it."""
+def _refuse_prompt_exclusion(modules: Sequence[Module], modes: Sequence[str], encoding: Encoding) -> None:
+    """Pooling without the prompt's tokens needs the prompt's length in the graph, which has no input for it.
+
+    The last token stands behind every prompt, so that pooling is the same either way.
+    """
     config = _folder.read_table(modules[1].folder / "config.json")
-    if any(prompts.texts.values()) and not config.get("include_prompt", True):
+    if any(encoding.prompts.values()) and not config.get("include_prompt", True) and tuple(modes) != ("last",):
         raise SourceError(
             f"{modules[1].folder.parent} leaves the prompt out of the pooling (include_prompt = false)",
             hint="such instruction models cannot be exported as they are: their vectors would silently differ",
         )
 
 
-def _stages(modules: Sequence[Module], options: Options) -> list[nn.Module]:
+def _stages(modules: Sequence[Module], options: Options, dim: int | None) -> list[nn.Module]:
     """What follows the pooling, with the overrides of truncation and normalisation."""
     from deploykit.graph.pooling import Normalize, Truncate
 
@@ -179,8 +195,8 @@ def _stages(modules: Sequence[Module], options: Options) -> list[nn.Module]:
     normalize = bool(chain) and isinstance(chain[-1], Normalize)
     if normalize:
         chain.pop()
-    if options.dim is not None:
-        chain.append(Truncate(options.dim))
+    if dim is not None:
+        chain.append(Truncate(dim))
     if normalize if options.normalize is None else options.normalize:
         chain.append(Normalize())
     return chain

@@ -15,6 +15,7 @@ from typing import Any
 from deploykit.errors import MissingError, SourceError, nearest
 from deploykit.runtime.manifest import TensorSpec
 from deploykit.sources import Identity, Options, Source
+from deploykit.sources._options import only
 
 KIND = "timm"
 _PREFIX = "timm:"
@@ -46,8 +47,7 @@ def open(spec: str, options: Options) -> Source:
     from deploykit.sources._encoders import Head, ImageEncoder, OnePositional, only_tensor, stages
     from deploykit.sources._image import pixels
 
-    if options.max_length is not None or options.tower is not None:
-        raise SourceError(f"{spec} is an image encoder", hint="leave max_length and tower out")
+    only(options, ("pooling", "normalize", "dim"), f"{spec} is an image encoder of timm")
     model = _create(timm, name, options)
     config = timm.data.resolve_model_data_config(model)
     taken = TensorSpec("pixel_values", "float32", ("batch", *map(int, config["input_size"])))

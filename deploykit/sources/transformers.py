@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.errors import SourceError
 from deploykit.sources import Identity, Options, Source, _folder
+from deploykit.sources._options import only
 
 if TYPE_CHECKING:
     from deploykit.sources._assemble import Parts
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.sources._text_encoder import Pooled
 
 KIND = "transformers"
+_WORDS = {"text": "texts", "image": "images", "audio": "sounds", "tensor": "video clips"}
 
 
 def matches(spec: str) -> bool:
@@ -47,9 +49,7 @@ def open(spec: str, options: Options) -> Source:
         hint = "leave it out for the folder's own preprocessing, or say none for ready tensors"
         raise SourceError(f"there is no preprocessing '{options.preprocess}'", hint=hint)
     checkpoint = _checkpoint.load(folder, options)
-    if options.fixed_length is not None and checkpoint.modality != "text":
-        hint = "leave it out: images have the size of their processor, and sounds any up to max_length"
-        raise SourceError(f"{folder} is no text encoder, and fixed_length counts tokens", hint=hint)
+    only(options, _taken(checkpoint.modality), f"{folder} encodes {_WORDS[checkpoint.modality]}")
     if options.preprocess == "none":
         from deploykit.sources._ready import open_ready
 
@@ -58,7 +58,15 @@ def open(spec: str, options: Options) -> Source:
         hint = "bundles carry no video preprocessing: say preprocess = 'none' for one that takes ready tensors"
         raise SourceError(f"{checkpoint.architecture} takes '{checkpoint.input_name}'", hint=hint)
     build = {"text": _text, "image": _image.parts, "audio": _audio.parts}[checkpoint.modality]
-    return _assemble.assemble(build(folder, checkpoint, options), checkpoint.missing)
+    parts = replace(build(folder, checkpoint, options), outputs=tuple(options.outputs or ()))
+    return _assemble.assemble(parts, checkpoint.missing)
+
+
+def _taken(modality: str) -> tuple[str, ...]:
+    """The options that an encoder of this modality can honour."""
+    texts = ("fixed_length", "prompts") if modality == "text" else ()
+    lengths = ("max_length",) if modality in ("text", "audio") else ()
+    return ("pooling", "normalize", "dim", "tower", "preprocess", "outputs", *texts, *lengths)
 
 
 def _text(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
@@ -69,7 +77,7 @@ def _text(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
     max_length = text.decide_max_length(options, None, tokenizer, text.positions_of(checkpoint.body, checkpoint.config))
     rows = getattr(checkpoint.config, "vocab_size", None)
     given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), max_length)
-    given = replace(given, fixed=options.fixed_length is not None)
+    given = replace(given, fixed=options.fixed_length is not None, prompts=dict(options.prompts or {}))
     return text_parts(KIND, folder, checkpoint, given, _pooled(checkpoint, options))
 
 

@@ -8,7 +8,7 @@ from deploykit.bundle import write
 from deploykit.bundle.write import write_bundle
 from deploykit.errors import BundleError, DiskError, RecipeError
 from deploykit.runtime.bundle import Bundle
-from deploykit.runtime.manifest import Variant
+from deploykit.runtime.manifest import TensorSpec, Variant
 from tests.runtime import made
 
 pytest.importorskip("onnx")
@@ -152,6 +152,15 @@ def test_the_model_card_tells_the_facts(tmp_path):
     assert "Measured when it was built" not in text
 
 
+def test_the_model_card_tells_of_prompts_and_further_outputs(tmp_path):
+    card = made.card(prompts={"query": "query: ", "passage": ""}, default_prompt="passage")
+    card = replace(card, outputs=(*card.outputs, TensorSpec("token_embeddings", "float32", ("batch", "length", 6))))
+    text = (made.bundle(tmp_path, card=card).root / "MODEL_CARD.md").read_text()
+    assert '- `encode(…, kind="query")` puts "query: " before each text.' in text
+    assert '- `encode(…, kind="passage")` puts "" before each text, and without a kind.' in text
+    assert '- `encode(…, output="token_embeddings")` gives another output of the graph, [batch, length, 6].' in text
+
+
 def test_the_model_card_gives_figures_with_interval_count_and_machine(tmp_path):
     single = {"p50_ms": 3.165, "low_ms": 3.03, "high_ms": 3.31, "calls": 306, "shape": [1, 14]}
     figures = {"drift": {"value": 0.002056, "low": 0.002034, "high": 0.00208, "n": 2910}}
@@ -177,3 +186,23 @@ def test_selftest_files_are_plain(tmp_path):
     assert json.loads(files["selftest/inputs.json"].read_text(encoding="utf-8")) == ["a", "é"]
     reference = np.load(files["selftest/reference.npy"], allow_pickle=False)
     assert reference.dtype == np.float32
+
+
+def test_weights_that_stand_beside_the_portable_graph_are_loaded_with_it(tmp_path):
+    import onnx
+
+    from deploykit.pipeline.assemble import _bundle_files
+    from deploykit.runtime import load
+
+    exported = tmp_path / "exported"
+    model = onnx.load(made.save_model(exported / "model.onnx"))
+    beside = {"location": "model.onnx.data", "size_threshold": 512}
+    onnx.save(model, exported / "model.onnx", save_as_external_data=True, **beside)
+    files = _bundle_files(exported)
+    assert list(files) == ["models/model.onnx.data"]
+    contents = made.contents(tmp_path / "work")
+    files = {**contents.files, **files}
+    variants = contents.variants[:1]
+    bundle = made.bundle(tmp_path, portable=exported / "model.onnx", files=files, variants=variants)
+    with load(bundle.root) as encoder:
+        np.testing.assert_allclose(encoder.encode("w1 w2")[0], made.expected("w1 w2"), atol=1e-6)

@@ -149,3 +149,52 @@ def test_sm_without_such_a_target_is_refused(command):
     code, _, err = command("export", "org/m", "--sm", "8.9", "--show-recipe")
     assert code == 2
     assert "add the target tensorrt-rtx" in err
+
+
+def test_what_is_asked_of_the_source_reaches_the_recipe(command):
+    words = ("--dim", "256", "--tower", "text", "--fixed-length", "64", "--preprocess", "none")
+    prompts = ("--prompt", "query=query: ", "--prompt", "passage= a=b")
+    code, out, _ = command("export", "org/m", *words, *prompts, "--show-recipe")
+    assert code == 0
+    source = tomllib.loads(out)["source"]
+    asked = {"dim": 256, "tower": "text", "fixed_length": 64, "preprocess": "none"}
+    assert {key: source[key] for key in asked} == asked
+    assert source["prompts"] == {"query": "query: ", "passage": " a=b"}
+    assert Recipe.from_text(out).source.options.prompts == source["prompts"]
+
+
+def test_python_asks_the_same(outcome, bundle):
+    outcome.value = Outcome(bundle, None, ())
+    asked = {"dim": 8, "tower": "vision", "fixed_length": 9, "preprocess": "none", "prompts": {"query": "q: "}}
+    api.export("org/m", **asked)
+    assert {key: getattr(outcome.recipe.source.options, key) for key in asked} == asked
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "fix"),
+    [
+        (["--tower", "image"], "tower cannot be 'image'", "text, vision, audio"),
+        (["--preprocess", "off"], "preprocess cannot be 'off'", "none"),
+        (["--prompt", "query"], "--prompt is 'query', not NAME=TEXT", "--prompt 'query=query: '"),
+        (["--prompt", "a=b", "--prompt", "a=c"], "--prompt names 'a' twice", "one text"),
+    ],
+)
+def test_likely_mistakes_in_what_is_asked_are_explained(command, words, says, fix):
+    code, _, err = command("export", "org/m", *words, "--show-recipe")
+    assert code == 2
+    assert says in err
+    assert fix in err
+
+
+@pytest.mark.parametrize("option", ["--dim", "--fixed-length"])
+def test_counts_begin_with_one(command, option):
+    assert command("export", "org/m", option, "0")[0] == 2
+
+
+def test_further_outputs_reach_the_recipe(command):
+    code, out, _ = command(
+        "export", "org/m", "--also", "token_embeddings,hidden:-2", "--also", "pooler", "--show-recipe"
+    )
+    assert code == 0
+    assert tomllib.loads(out)["source"]["outputs"] == ["token_embeddings", "hidden:-2", "pooler"]
+    assert Recipe.from_text(out).source.options.outputs == ("token_embeddings", "hidden:-2", "pooler")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploykit.graph.diagnose import line_of, mentioned, specialised
+from deploykit.graph.diagnose import freezing_line, frozen, line_of, mentioned, specialised
 
 
 def failing(tmp_path):
@@ -50,6 +50,54 @@ def test_a_size_that_became_a_number_is_placed():
     auto = torch.export.Dim.AUTO
     program = torch.export.export(Odd(), (torch.ones(2, 21),), dynamic_shapes=({0: auto, 1: auto},))
     assert "test_diagnose.py" in specialised(program)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "conflicts:\n- tracing inferred a static shape of 8 for dimension inputs['ids'].shape[1].",
+        "constraints violated: L['ids'].size()[1] was inferred to be a constant (8).",
+    ],
+)
+def test_an_axis_that_tracing_froze_is_read_from_the_exporter_s_report(message):
+    wrapped = RuntimeError("Failed to export the model")
+    wrapped.__cause__ = ValueError(message)
+    assert frozen(wrapped) == ("ids", 1, 8)
+    assert frozen(RuntimeError("another reason")) is None
+
+
+def test_the_line_that_froze_an_axis_is_found_by_a_trace_that_may_freeze_it():
+    torch = pytest.importorskip("torch")
+
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return x.reshape(-1, 3, 7)[:, :, : int(x.shape[1]) // 3].sum()
+
+    assert "test_diagnose.py" in freezing_line(Odd(), {"x": torch.ones(2, 21)}, {"x": {0: "batch", 1: "length"}})
+    assert freezing_line(torch.nn.Linear(5, 2), {"x": torch.ones(2, 3)}, {"x": {0: "batch"}}) == ""
+
+
+def test_giving_up_says_why_before_how_wrong(tmp_path):
+    from deploykit.errors import ExportError, ProofError
+    from deploykit.graph.export import _give_up
+
+    wrong, why = ProofError("it disagrees", hint="look"), ExportError("axis 'length' was fixed at 8", hint="one size")
+    assert _give_up([("dynamo", wrong)]) is wrong
+    error = _give_up([("dynamo", why), ("torchscript", wrong)])
+    assert isinstance(error, ExportError)
+    assert "axis 'length' was fixed at 8" in error.message
+    assert "it disagrees" in error.message
+
+
+def test_giving_up_knows_at_which_sizes_a_graph_that_came_out_is_wrong(tmp_path):
+    from deploykit.errors import ProofError
+    from deploykit.graph.export import _give_up
+
+    wrong = ProofError("it disagrees", hint="look")
+    wrong.wrong_at = [{"batch": 1, "length": 7}]
+    error = _give_up([("dynamo", failing(tmp_path)), ("torchscript", wrong)])
+    assert error.wrong_at == wrong.wrong_at
+    assert error.__cause__ is wrong
 
 
 def test_giving_up_names_every_exporter_the_line_and_what_to_try(tmp_path):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from deploykit.errors import ProofError
-from deploykit.graph.prove import Case, Tolerance, matrix, prove, read_cases, score, write_cases
+from deploykit.errors import InputError, ProofError
+from deploykit.graph.prove import Case, Tolerance, matrix, prove, prove_outputs, read_cases, score, write_cases
 
 STRICT, LOOSE = Tolerance(0.99999, 2e-3), Tolerance(0.995, 0.15)
 
@@ -77,3 +77,72 @@ def test_cases_survive_the_files(tmp_path):
         assert before.at == after.at
         np.testing.assert_array_equal(before.feeds["x"], after.feeds["x"])
         np.testing.assert_array_equal(before.reference, after.reference)
+
+
+def test_an_engine_that_fails_at_some_lengths_fails_the_proof_there():
+    cases = cases_over((1, 7))
+    table = answers(cases)
+
+    def run(feeds):
+        if feeds["x"].shape[1] == 7:
+            raise InputError("onnxruntime failed: Reshape", hint="look")
+        return {"e": table(feeds)}
+
+    with pytest.raises(
+        ProofError, match=r"model fails in 3 of 6 cases, first at batch 1, length 7: .* Reshape"
+    ) as caught:
+        prove_outputs(cases, run, "e", STRICT, "model")
+    assert "axis 'length' decides: wrong at 7" in caught.value.hint
+    assert {at["length"] for at in caught.value.wrong_at} == {7}
+
+
+def with_tokens(lengths=(2, 7)):
+    """Cases that have token vectors beside the embedding, and what answers them."""
+    draw = np.random.default_rng(1)
+    cases = [
+        Case(case.at, case.feeds, case.reference, {"tokens": draw.normal(size=(*case.feeds["x"].shape, 4))})
+        for case in cases_over(lengths)
+    ]
+    return cases, {id(case.feeds): {"e": case.reference, **case.further} for case in cases}
+
+
+def test_further_outputs_have_a_proof_of_their_own():
+    cases, table = with_tokens()
+    proof = prove_outputs(cases, lambda feeds: table[id(feeds)], "e", STRICT, "model")
+    assert proof["cases"] == proof["outputs"]["tokens"]["cases"] == 6
+    assert proof["outputs"]["tokens"]["cosine_min"] == pytest.approx(1.0)
+    assert "outputs" not in prove_outputs(
+        cases_over((2,)), answers_by_name(cases_over((2,)), cases_over((2,))), "e", STRICT, "model"
+    )
+
+
+def answers_by_name(cases, same):
+    given = iter(same)
+    return lambda feeds: {"e": next(given).reference}
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda tokens: -tokens, lambda tokens: tokens[:, :1], lambda tokens: tokens * np.nan]
+)
+def test_a_wrong_further_output_fails_by_its_name(spoil):
+    cases, table = with_tokens()
+    bad = id(cases[-1].feeds)
+    table[bad] = {"e": table[bad]["e"], "tokens": spoil(table[bad]["tokens"])}
+    with pytest.raises(ProofError, match="the output 'tokens' of model disagrees with torch in 1 of 6"):
+        prove_outputs(cases, lambda feeds: table[id(feeds)], "e", STRICT, "model")
+
+
+def test_a_case_that_was_asked_for_the_embedding_alone_is_judged_by_it():
+    cases, table = with_tokens()
+    alone = Case(cases[0].at, {"x": np.zeros((1, 2))}, np.ones((1, 6)))
+    table[id(alone.feeds)] = {"e": np.ones((1, 6))}
+    proof = prove_outputs([*cases, alone], lambda feeds: table[id(feeds)], "e", STRICT, "model")
+    assert (proof["cases"], proof["outputs"]["tokens"]["cases"]) == (7, 6)
+
+
+def test_further_outputs_survive_the_way_through_files(tmp_path):
+    cases, _ = with_tokens()
+    write_cases(cases, tmp_path)
+    again = read_cases(tmp_path)
+    np.testing.assert_array_equal(again[3].further["tokens"], cases[3].further["tokens"])
+    np.testing.assert_array_equal(again[3].feeds["x"], cases[3].feeds["x"])

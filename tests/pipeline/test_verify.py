@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from deploykit.errors import MissingError, ProofError
+from deploykit.errors import ExportError, MissingError, ProofError
 from deploykit.graph.prove import Case, matrix, write_cases
 from deploykit.pipeline import actions, variants
 from deploykit.runtime.manifest import Card, Embedding, TensorSpec, to_json
@@ -137,3 +137,16 @@ def test_where_the_engine_itself_does_not_run_some_lengths_will_do(tmp_path):
     some = variants.measure_drift(SimpleNamespace(run=run), card, tmp_path, "it", ran=False)
     assert some["lengths"]["checked"] == 7
     assert asked[1:] == [1, 2, 3, 32, 64, 96, 256]
+
+
+def test_a_lowered_graph_of_two_files_is_refused(verify, tmp_path, monkeypatch):
+    def compile_model(model, card, precision, options, out):
+        for name in ("model.onnx", "model.onnx.data"):
+            (out / name).write_bytes(b"x")
+        return SimpleNamespace(path="model.onnx")
+
+    target = actions.registry.module("targets", "onnxruntime")
+    monkeypatch.setattr(target, "compile", compile_model)
+    spec = variants.Spec("onnxruntime-fp16", "onnxruntime", "fp16", {})
+    with pytest.raises(ExportError, match="onnxruntime-fp16 has more weights than one ONNX file holds"):
+        variants.compile_model(spec, tmp_path, {}, {"export": tmp_path / "export"}, tmp_path)

@@ -30,6 +30,13 @@ def test_fine_tuning_is_judged_beside_the_random_initialisation(tmp_path, square
         assert row["test"]["accuracy"] == 100.0  # left or right: anything that learns finds it
 
 
+@pytest.mark.parametrize(("begin", "row"), [("trained", "trained"), ("untrained", "random initialisation")])
+def test_one_of_both_alone_can_be_fine_tuned(tmp_path, squares, begin, row):
+    both = run.pretrain(tuned(tmp_path / "both", squares, SHORT)).card["finetuned"]
+    alone = run.pretrain(tuned(tmp_path / "run", squares, {**SHORT, "begin": begin})).card["finetuned"]
+    assert alone == {row: both[row]}
+
+
 def test_the_exported_encoder_is_the_one_before_fine_tuning(tmp_path, squares):
     plain = run.pretrain(made.recipe(tmp_path / "plain", squares))
     with_labels = run.pretrain(tuned(tmp_path / "tuned", squares, SHORT))

@@ -7,6 +7,7 @@ import pytest
 
 from deploykit import report
 from deploykit.report import html, markdown, model, terminal
+from deploykit.runtime.manifest import TensorSpec
 
 HOSTILE = "<script>alert('x')</script> | [a](javascript:b) \x1b[31m`"
 
@@ -171,3 +172,13 @@ def test_the_usage_fits_the_modality():
     manifest = example.manifest()
     card = dataclasses.replace(manifest.card, modality="image")
     assert 'encode(["photo.jpg"])' in model.usage(dataclasses.replace(manifest, card=card), "b")
+
+
+def test_prompts_and_further_outputs_are_told():
+    manifest = example.manifest()
+    more = (*manifest.card.outputs, TensorSpec("token_embeddings", "float32", ("batch", "length", 6)))
+    preprocess = {**manifest.card.preprocess, "prompts": {"query": "query: ", "passage": ""}}
+    card = dataclasses.replace(manifest.card, outputs=more, preprocess=preprocess)
+    text = terminal.render(model.from_manifest(dataclasses.replace(manifest, card=card), "minilm.bundle"))
+    assert f"{manifest.card.embedding.output}, token_embeddings" in text
+    assert "passage, query" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from deploykit.errors import SourceError  # noqa: E402
 from deploykit.sources import Options, open_source  # noqa: E402
+from deploykit.sources._assemble import _without_padding  # noqa: E402
 from deploykit.sources._text import is_causal  # noqa: E402
 from deploykit.sources._text_encoder import _working_lengths  # noqa: E402
 
@@ -119,5 +121,65 @@ class _Given:
 
 def test_lengths_on_which_the_model_fails_are_left_out():
     sizes = {"length": (1, 2, 7, 8)}
-    assert _working_lengths(_NeedsFour(), _Given(), sizes) == ({"length": (7, 8)}, "too short to pool")
+    assert _working_lengths(_NeedsFour(), _Given(), sizes) == ({"length": (4, 7, 8)}, "too short to pool")
     assert _working_lengths(_Fails(), _Given(), sizes) == (sizes, "")
+
+
+def test_a_model_that_padding_changes_gets_no_mask(tmp_path):
+    from tests.tiny import wordpiece
+
+    config = transformers.FNetConfig(vocab_size=113, hidden_size=24, num_hidden_layers=2, intermediate_size=40)
+    transformers.FNetModel(config).eval().save_pretrained(tmp_path)
+    source = open_source(str(wordpiece(tmp_path)))
+    assert [spec.name for spec in source.card.inputs] == ["input_ids"]
+    assert any("nothing is padded" in note for note in source.card.provenance["notes"])
+    feeds = source.make_inputs(3, {"length": 7}, 0)
+    assert set(feeds) == {"input_ids"}
+    alone = source.module(input_ids=feeds["input_ids"][2:])
+    assert torch.allclose(source.module(**feeds)[2:], alone, atol=1e-6)
+
+
+class _Averages(torch.nn.Module):
+    """Sees the padding: what a convolution or a Fourier transform over the length does."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return torch.stack([input_ids.float().mean(dim=1), input_ids.float().amax(dim=1)], dim=1)
+
+
+class _Masks(torch.nn.Module):
+    def forward(self, input_ids, attention_mask):
+        summed = (input_ids * attention_mask).sum(dim=1, keepdim=True).float()
+        return torch.cat([summed, attention_mask.sum(dim=1, keepdim=True).float()], dim=1)
+
+
+def _parts(module, sizes, prefix=(1,), suffix=(2,)):
+    from deploykit.sources._assemble import Parts
+    from deploykit.sources._text import TextInput
+    from deploykit.sources._text_encoder import _unpadded
+
+    given = TextInput(None, 64, 0, "right", "right", prefix, suffix, frozenset({0, 1, 2}), 40, False)
+    shared = {"preprocess": {}, "pooling": "mean", "normalized": False, "provenance": {}}
+    parts = Parts("it", "text", module, given.specs, given.make, {"length": sizes}, **shared)
+    return dataclasses.replace(parts, unpadded=lambda: _unpadded(parts, given))
+
+
+def test_padding_that_changes_nothing_stays():
+    parts = _parts(_Masks(), (1, 2, 7, 8, 16))
+    assert _without_padding(parts) == (parts, [])
+
+
+def test_one_size_alone_needs_no_judgement():
+    parts = _parts(_Averages(), (24,))
+    assert _without_padding(parts) == (parts, [])
+
+
+def test_padding_that_is_seen_is_done_without():
+    plain, notes = _without_padding(_parts(_Averages(), (1, 2, 7, 8, 16)))
+    assert [spec.name for spec in plain.inputs] == ["input_ids"]
+    assert "only inputs of equal length share a batch" in notes[0]
+
+
+def test_where_short_texts_need_much_padding_one_length_is_asked_for():
+    with pytest.raises(SourceError, match="fails on texts below 9 tokens") as caught:
+        _without_padding(_parts(_Averages(), (9, 16, 32)))
+    assert "fixed_length = 64" in caught.value.hint

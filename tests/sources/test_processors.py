@@ -275,3 +275,39 @@ def test_old_audio_files_are_named_by_their_model(tmp_path):
 def test_audio_settings_that_are_not_understood_are_named(processor, message, tmp_path):
     with pytest.raises(SourceError, match=message):
         audio_preprocess(write(tmp_path, processor))
+
+
+LEARNED = [
+    ("DPTImageProcessor", {}, (384, 384)),
+    ("DPTImageProcessor", {"size": {"height": 40, "width": 56}}, (40, 56)),
+    ("DetrImageProcessor", {}, ("height", "width")),
+    ("RTDetrImageProcessor", {}, (640, 640)),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "size"), LEARNED)
+def test_a_class_that_no_table_knows_is_read_from_transformers_and_compared(name, settings, size, tmp_path):
+    processor = reference(name + "Pil")(**settings)
+    processor.save_pretrained(tmp_path)
+    made = image_preprocess(tmp_path)
+    assert made.inputs[0].shape == ("batch", 3, *size)
+    for picture in [on_white(picture) for picture in images()[:4]]:
+        expected = np.asarray(processor(picture, return_tensors="np")["pixel_values"])
+        np.testing.assert_allclose(run(made, picture)["pixel_values"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("DPTImageProcessor", {"ensure_multiple_of": 32, "keep_aspect_ratio": True}, r"a way of its own: it makes \["),
+        ("MaskFormerImageProcessor", {}, "a way of its own"),
+        ("Qwen2VLImageProcessor", {}, "a way of its own"),
+        ("HunYuanVLImageProcessor", {}, "is not understood"),
+        ("ImageGPTImageProcessor", {}, "fails on a picture by itself"),
+    ],
+)
+def test_a_class_that_does_more_than_its_settings_say_is_refused(name, settings, says, tmp_path):
+    reference(name + "Pil")(**settings).save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match=says) as caught:
+        image_preprocess(write(tmp_path, json.loads((tmp_path / "preprocessor_config.json").read_text())))
+    assert "preprocess = 'none'" in caught.value.hint

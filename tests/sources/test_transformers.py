@@ -50,6 +50,31 @@ def test_every_modality_opens_and_runs(models, name):
             assert torch.isfinite(vectors).all()
 
 
+def test_a_tower_that_was_saved_by_itself_opens_by_its_own_class(tmp_path):
+    config = transformers.BlipVisionConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8
+    )
+    transformers.BlipVisionModel(config).eval().save_pretrained(tmp_path)
+    processor = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    source = open_source(str(tmp_path))
+    assert (source.card.provenance["architecture"], source.card.embedding.dim) == ("BlipVisionModel", 24)
+    assert source.module(**inputs(source, 2)).shape == (2, 24)
+
+
+def test_the_input_that_a_model_takes_counts_before_the_one_that_its_class_inherited(tmp_path):
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = transformers.Idefics3VisionConfig(**sizes, image_size=32, patch_size=8)
+    model = transformers.Idefics3VisionTransformer(config)
+    assert model.main_input_name == "input_ids"
+    model.eval().save_pretrained(tmp_path)
+    processor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    source = open_source(str(tmp_path))
+    assert source.card.modality == "image"
+    assert source.module(**inputs(source, 2)).shape == (2, 24)
+
+
 @pytest.mark.parametrize("name", ["bert", "wav2vec2"])
 def test_padding_changes_no_vector(models, name):
     source = open_source(str(models(name)), Options(max_length=4000) if name == "wav2vec2" else None)

@@ -144,7 +144,7 @@ class Preprocessor:
 
     def _width(self, longest: int, count: int) -> int:
         if _MASK not in self._names:
-            return longest
+            return max(self._shortest, longest)
         width = longest if count == 1 or longest < _STEP_FROM else -(-longest // _WIDTH_STEP) * _WIDTH_STEP
         return max(self._shortest, min(width, self._longest))
 

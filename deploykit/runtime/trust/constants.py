@@ -218,6 +218,12 @@ def _folded(node: Node, given: Sequence[Known]) -> Known:
         found = Known(given[0].count, _permuted(shape, node.values.get("perm")), exact=given[0].exact)
     elif node.operator in ("Slice", "Split", "GatherElements", "Compress", "TopK") and node.operator in _NOT_MORE:
         found = Known(given[0].count, given[0].shape, exact=False)
+    elif node.operator.startswith("Reduce") and (shape := given[0].shape) is not None:
+        found = _reduced(node, shape, given)
+    elif node.operator == "Unsqueeze" and (shape := given[0].shape) is not None:
+        found = _with_axes_put_in(node, shape, given)
+    elif node.operator == "Reshape" and (shape := given[0].shape) is not None and len(given) > 1:
+        found = _as_asked(node, shape, given)
     elif node.operator in _NOT_MORE:
         found = Known(given[0].count)
     elif node.operator == "Concat":
@@ -242,6 +248,51 @@ def _followed(found: Known, follow: Callable[..., Any], node: Node, arrays: list
     except (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError):
         return found  # an operation that no engine can run either; what hangs on it is refused
     return Known(values.size, values.shape, values) if values.size <= _FOLLOWED else found
+
+
+def _reduced(node: Node, shape: tuple[int, ...], given: Sequence[Known]) -> Known:
+    """Reduced axes are of size 1, or gone; where it cannot be told which they are, none is larger than before."""
+    keeps = node.values.get("keepdims", [1])[0] != 0
+    gone = _axes(node, len(shape), given)
+    if not gone or node.values.get("noop_with_empty_axes", [0])[0]:
+        return Known(given[0].count, shape if keeps else None, exact=False)
+    sizes = tuple(1 if place in gone else size for place, size in enumerate(shape) if keeps or place not in gone)
+    return Known(math.prod(sizes), sizes, exact=given[0].exact)
+
+
+def _with_axes_put_in(node: Node, shape: tuple[int, ...], given: Sequence[Known]) -> Known:
+    """Axes of size 1 are put in; where it cannot be told which, only the count is known."""
+    said = node.values.get("axes", [])
+    count = len(said) if len(given) == 1 else given[1].count
+    places = _axes(node, len(shape) + count, given)
+    if len(places) != count:
+        return Known(given[0].count)
+    kept = iter(shape)
+    sizes = tuple(1 if place in places else next(kept) for place in range(len(shape) + count))
+    return Known(given[0].count, sizes, exact=given[0].exact)
+
+
+def _as_asked(node: Node, shape: tuple[int, ...], given: Sequence[Known]) -> Known:
+    """The shape that is asked for, where it is known and holds just as many items as there are."""
+    asked = given[1].values
+    if asked is None or not given[0].exact or node.values.get("allowzero", [0])[0]:
+        return Known(given[0].count)
+    sizes = [int(size) for size in asked.ravel()]
+    sizes = [shape[place] if size == 0 and place < len(shape) else size for place, size in enumerate(sizes)]
+    others = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and others > 0:
+        sizes[sizes.index(-1)] = given[0].count // others
+    fits = min(sizes, default=1) >= 0 and math.prod(sizes) == given[0].count
+    return Known(given[0].count, tuple(sizes)) if fits else Known(given[0].count)
+
+
+def _axes(node: Node, rank: int, given: Sequence[Known]) -> set[int]:
+    """The axes that an operation names, by attribute or by its second input; none where they cannot be told."""
+    said, added = node.values.get("axes"), given[1].values if len(given) > 1 else None
+    axes = said if added is None else added.ravel().tolist()
+    if not axes or (said is not None and len(given) > 1) or any(not -rank <= axis < rank for axis in axes):
+        return set()
+    return {int(axis) % rank for axis in axes}
 
 
 def _permuted(shape: tuple[int, ...], order: list[int] | None) -> tuple[int, ...] | None:

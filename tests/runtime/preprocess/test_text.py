@@ -69,6 +69,12 @@ def test_short_texts_are_padded_to_the_smallest_proven_length(opened):
     assert feeds["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0, 0]]
 
 
+def test_without_a_mask_too_only_the_shortest_texts_are_filled_up(opened):
+    preprocessor = opened(names=("input_ids",), limits=Limits({"length": (3, 32)}))
+    assert feeds_of(preprocessor, [""])["input_ids"].tolist() == [ids("[CLS] [SEP] [PAD]")]
+    assert feeds_of(preprocessor, ["w1 w2"])["input_ids"].tolist() == [ids("[CLS] w1 w2 [SEP]")]
+
+
 def test_only_the_inputs_of_the_card_are_made(opened):
     names = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
     feeds = feeds_of(opened(names, pad_type_id=3), ["w1", "w1 w2"])

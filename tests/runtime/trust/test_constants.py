@@ -171,3 +171,103 @@ def test_weights_that_are_dequantized_and_transposed_pass():
     ]
     given = {"w": np.zeros((2000, 2000), np.int8), "s": np.ones(2000, np.float32), "z": np.zeros(2000, np.int8)}
     check(nodes, given, file_bytes=4_000_000)
+
+
+def weight_norm(**reduce):
+    """A convolution's weight as length times direction, which engines fold while they load."""
+    return [
+        node("Mul", ["v", "v"], ["squares"]),
+        node("ReduceSum", ["squares", "axes"], ["sum"], **reduce),
+        node("Sqrt", ["sum"], ["norm"]),
+        node("Div", ["g", "norm"], ["scale"]),
+        node("Mul", ["v", "scale"], ["w"]),
+    ]
+
+
+def test_the_weight_norm_of_a_wide_convolution_passes():
+    v, g = np.ones((512, 48, 128), np.float32), np.ones((1, 1, 128), np.float32)
+    check(weight_norm(keepdims=1), {"v": v, "g": g, "axes": ints(0, 1)}, file_bytes=v.nbytes)
+
+
+def test_what_was_reduced_still_grows_by_broadcasting():
+    nodes = [node("ReduceSum", ["a", "i"], ["s"], keepdims=1), node("Mul", ["s", "b"], ["y"])]
+    given = {"a": np.ones((6000, 2), np.float32), "i": ints(1), "b": np.ones((1, 6000), np.float32)}
+    with pytest.raises(BundleError, match="Mul makes of constants alone"):
+        check(nodes, given)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("axes", [(0,), (-1,), (1, -3), (0, 1, 2)])
+def test_a_reduction_has_the_shape_that_numpy_gives(keepdims, axes):
+    from types import SimpleNamespace
+
+    array = np.ones((5, 7, 3))
+    reduce = SimpleNamespace(values={"keepdims": [keepdims]}, operator="ReduceSum")
+    found = constants._reduced(reduce, array.shape, [constants.Known(105, array.shape), known(ints(*axes))])
+    want = array.sum(axis=axes, keepdims=bool(keepdims)).shape
+    assert (found.shape, found.exact, found.count) == (want, True, int(np.prod(want)))
+
+
+@pytest.mark.parametrize(
+    ("values", "axes"), [({}, ()), ({"noop_with_empty_axes": [1]}, (0,)), ({"axes": [0]}, (1,)), ({}, (9,))]
+)
+def test_a_reduction_that_cannot_be_told_is_no_larger_than_what_was_reduced(values, axes):
+    from types import SimpleNamespace
+
+    reduce = SimpleNamespace(values=values, operator="ReduceSum")
+    found = constants._reduced(reduce, (5, 7), [constants.Known(35, (5, 7)), known(ints(*axes))])
+    assert (found.count, found.shape, found.exact) == (35, (5, 7), False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((5, 7), (0,)), ((5, 7), (-1,)), ((5, 7), (1, 3)), ((), (0,)), ((5,), (2, 0, -3))]
+)
+def test_an_unsqueezed_constant_has_the_shape_that_numpy_gives(shape, axes):
+    from types import SimpleNamespace
+
+    node = SimpleNamespace(values={}, operator="Unsqueeze")
+    array = np.ones(shape)
+    rank = len(shape) + len(axes)
+    found = constants._folded(node, [known(array), known(ints(*axes))])
+    distinct = len({axis % rank for axis in axes}) == len(axes)
+    assert found.count == array.size
+    assert found.shape == (np.expand_dims(array, axes).shape if distinct else None)
+
+
+@pytest.mark.parametrize(
+    ("target", "want"),
+    [
+        ((35,), (35,)),
+        ((0, -1), (5, 7)),
+        ((7, -1), (7, 5)),
+        ((1, 5, 0), None),
+        ((-1, -1), None),
+        ((6, -1), None),
+        ((-2,), None),
+    ],
+)
+def test_a_reshaped_constant_has_the_shape_asked_for_where_that_can_be(target, want):
+    from types import SimpleNamespace
+
+    node = SimpleNamespace(values={}, operator="Reshape")
+    found = constants._folded(node, [constants.Known(35, (5, 7)), known(ints(*target))])
+    assert (found.count, found.shape) == (35, want)
+
+
+def test_positions_that_every_layer_projects_pass():
+    """A small table of relative positions: normalised, given a batch axis, multiplied, added to: all constants."""
+    nodes = [
+        node("LayerNormalization", ["table", "g", "b"], ["t"]),
+        node("Unsqueeze", ["t", "axes"], ["u"]),
+        node("MatMul", ["u", "w"], ["p"]),
+        node("Add", ["p", "b"], ["q"]),
+        node("Reshape", ["q", "split"], ["r"]),
+        node("Transpose", ["r"], ["heads"], perm=[0, 2, 1, 3]),
+    ]
+    given = {"table": np.ones((512, 48), np.float32), "w": np.ones((48, 48), np.float32)}
+    given |= {"g": np.ones(48, np.float32), "b": np.ones(48, np.float32), "axes": ints(0), "split": ints(0, 0, 4, 12)}
+    check(nodes, given)
+
+
+def known(array):
+    return constants.Known(array.size, array.shape, array)

@@ -1,0 +1,50 @@
+"""Export a source; one that makes a number of the length of a text, once more with one length only, and saying so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from deploykit import sources
+from deploykit.errors import DeploykitError, ExportError, ProofError
+from deploykit.graph.export import Exported, ExportOptions, export
+from deploykit.graph.prove import Case
+from deploykit.pipeline import child
+from deploykit.sources import Options, Source
+
+
+def export_or_narrow(
+    model: str, options: Options, how: ExportOptions, out: Path
+) -> tuple[Source, Exported, Sequence[Case]]:
+    """Open ``model`` and export it below ``out``; with the cases of its proof.
+
+    A text encoder whose length no exporter keeps dynamic gets its longest one alone, which is in the notes, the limits
+    and the inputs of the card. Raises as `export` does.
+    """
+    source = sources.open_source(model, options)
+    try:
+        return source, *export(source, how, out)
+    except (ExportError, ProofError) as error:
+        if source.card.modality != "text" or options.fixed_length is not None or not _is_the_length(error, source):
+            raise
+        longest = max(source.sizes["length"])
+        fixed = sources.open_source(model, replace(options, max_length=None, fixed_length=longest))
+        try:
+            exported, cases = export(fixed, replace(how, seconds=child.seconds_left()), out)
+        except Exception:
+            raise error from None  # why its length could not stay dynamic is what can be acted upon
+        reason = error.__cause__ if isinstance(error.__cause__, DeploykitError) else error
+        note = (
+            f"every text is padded or cut to {longest} tokens (a smaller fixed_length is faster), because no exporter "
+            f"keeps other lengths: {reason.message}"
+        )
+        return fixed, replace(exported, notes=(*exported.notes, note)), cases
+
+
+def _is_the_length(error: ExportError | ProofError, source: Source) -> bool:
+    """Whether the length is why: the model makes a number of it, or is right at some lengths and wrong at others."""
+    if isinstance(error, ExportError) and error.frozen:
+        return error.frozen == "length"
+    wrong = {at.get("length") for at in error.wrong_at}
+    return bool(wrong) and wrong < set(source.sizes["length"])
