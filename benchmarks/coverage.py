@@ -7,6 +7,7 @@ it. Rows are appended to ``FOLDER/NAME.jsonl`` as they come: a stopped sweep goe
     python benchmarks/coverage.py                  # deploykit, fp32 on onnxruntime and OpenVINO
     python benchmarks/coverage.py --stages all     # int8 on both and the TensorRT form in addition
     python benchmarks/coverage.py --peer torch     # torch.onnx.export(dynamo=True) alone, judged by the same proof
+    python benchmarks/coverage.py --peer optimum   # optimum in an environment of its own
     python benchmarks/coverage.py --page           # results/coverage.json and coverage.md from the rows
 """
 
@@ -21,7 +22,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,11 +30,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import coverage_page  # noqa: E402
-from benchmarks.coverage_models import ARCHITECTURES  # noqa: E402
+from benchmarks.coverage_more import EVERY  # noqa: E402
 from benchmarks.coverage_worker import wait, work  # noqa: E402
 
 STAGES = ("fp32", "all")
-PEERS = ("torch",)
+PEERS = ("torch", "optimum")
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     asked.rows.mkdir(parents=True, exist_ok=True)
     if not asked.page:
         _import_once()
-        sweep(asked.rows, asked.peer or "deploykit", asked.stages, asked.only or list(ARCHITECTURES), asked.timeout)
+        sweep(asked.rows, asked.peer or "deploykit", asked.stages, asked.only or list(EVERY), asked.timeout)
     rows = {path.stem: read_rows(path) for path in sorted(asked.rows.glob("*.jsonl"))}
     coverage_page.write(rows, HERE)
 
@@ -56,7 +57,7 @@ def sweep(folder: Path, arm: str, stages: str, names: Iterable[str], timeout_s: 
             continue
         row = {
             "name": name,
-            "modality": ARCHITECTURES[name].modality,
+            "modality": EVERY[name].modality,
             "stages": stages,
             **_one(arm, name, stages, timeout_s),
         }
@@ -80,7 +81,7 @@ def _one(arm: str, name: str, stages: str, timeout_s: float) -> dict[str, Any]:
         answer = Path(scratch) / "row.json"
         process = os.fork()
         if process == 0:
-            _answer(arm, name, stages, Path(scratch), answer)
+            _answer(answer, lambda: work(arm, name, stages, Path(scratch), timeout_s))
         code = wait(process, timeout_s)
         if answer.exists() and code == 0:
             row: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
@@ -91,8 +92,11 @@ def _one(arm: str, name: str, stages: str, timeout_s: float) -> dict[str, Any]:
         return _lost("crash", f"ended with code {code}: {last[:300]}", begun)
 
 
-def _answer(arm: str, name: str, stages: str, scratch: Path, answer: Path) -> NoReturn:
-    """The forked side: leave the row's facts in ``answer``, and what was printed in ``log.txt``; does not return."""
+def _answer(answer: Path, ask: Callable[[], Mapping[str, Any]]) -> NoReturn:
+    """The forked side: leave the row's facts in ``answer``, and what was printed in ``log.txt`` beside it; does not
+    return.
+    """
+    scratch = answer.parent
     code = 1
     try:
         os.setsid()
@@ -100,7 +104,7 @@ def _answer(arm: str, name: str, stages: str, scratch: Path, answer: Path) -> No
         with (scratch / "log.txt").open("wb") as sink:
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
-        answer.write_text(json.dumps(work(arm, name, stages, scratch)), encoding="utf-8")
+        answer.write_text(json.dumps(ask()), encoding="utf-8")
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -142,7 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=PEERS, help="a peer instead of deploykit")
     parser.add_argument("--stages", choices=STAGES, default="fp32", help="fp32, or all: int8 and TensorRT's form too")
-    parser.add_argument("--only", nargs="*", choices=list(ARCHITECTURES), metavar="NAME", help="these architectures")
+    parser.add_argument("--only", nargs="*", choices=list(EVERY), metavar="NAME", help="these architectures")
     parser.add_argument("--rows", type=Path, default=Path("build/coverage"), help="folder of the rows")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one architecture")
     parser.add_argument("--page", action="store_true", help="only write the page")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 Modality = Literal["text", "image", "audio"]
 _WORDS = ("the", "a", "cat", "dog", "sat", "on", "mat", "runs", "in", "of", "and", "red", "blue", "big")
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-_VOCABULARY = 131
+VOCABULARY = 131
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Architecture:
     export: Mapping[str, Any] = field(default_factory=dict)
 
 
-_WIDE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 88}
-_BERT = {**_WIDE, "vocab_size": _VOCABULARY, "max_position_embeddings": 70, "pad_token_id": 1, "type_vocab_size": 2}
-_LLAMA = {
-    **_WIDE,
-    "vocab_size": _VOCABULARY,
+WIDE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 88}
+BERT = {**WIDE, "vocab_size": VOCABULARY, "max_position_embeddings": 70, "pad_token_id": 1, "type_vocab_size": 2}
+LLAMA = {
+    **WIDE,
+    "vocab_size": VOCABULARY,
     "max_position_embeddings": 70,
     "num_key_value_heads": 2,
     "head_dim": 10,
@@ -47,95 +47,95 @@ _LLAMA = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-_LAST = {"pooling": "last"}
-_XLM = {"emb_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": _VOCABULARY, "max_position_embeddings": 70}
+LAST = {"pooling": "last"}
+_XLM = {"emb_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": VOCABULARY, "max_position_embeddings": 70}
 _EMBEDS = {"embedding_size": 36}
-_TOWERS = {
-    "text_config": {**_WIDE, "vocab_size": _VOCABULARY, "max_position_embeddings": 70, "eos_token_id": 2},
-    "vision_config": {**_WIDE, "image_size": 48, "patch_size": 12},
+TOWERS = {
+    "text_config": {**WIDE, "vocab_size": VOCABULARY, "max_position_embeddings": 70, "eos_token_id": 2},
+    "vision_config": {**WIDE, "image_size": 48, "patch_size": 12},
     "projection_dim": 40,
 }
 
 
-def _text(name: str, config: str, settings: Mapping[str, Any], model: str = "", **export: Any) -> Architecture:
+def text(name: str, config: str, settings: Mapping[str, Any], model: str = "", **export: Any) -> Architecture:
     return Architecture(name, "text", config, settings, model, {}, export)
 
 
 _TEXT = (
-    _text("albert", "AlbertConfig", {**_BERT, **_EMBEDS}),
-    _text("bert", "BertConfig", _BERT),
-    _text("bert-generation", "BertGenerationConfig", _BERT),
-    _text("big-bird-block-sparse", "BigBirdConfig", {**_BERT, "max_position_embeddings": 140, "block_size": 8}),
-    _text("big-bird-full", "BigBirdConfig", {**_BERT, "attention_type": "original_full"}),
-    _text("camembert", "CamembertConfig", _BERT),
-    _text("canine", "CanineConfig", {**_WIDE, "max_position_embeddings": 140, "local_transformer_stride": 16}),
-    _text("clip-text", "CLIPConfig", _TOWERS, tower="text"),
-    _text("convbert", "ConvBertConfig", {**_BERT, **_EMBEDS}),
-    _text("data2vec-text", "Data2VecTextConfig", _BERT),
-    _text("deberta", "DebertaConfig", {**_BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-    _text(
+    text("albert", "AlbertConfig", {**BERT, **_EMBEDS}),
+    text("bert", "BertConfig", BERT),
+    text("bert-generation", "BertGenerationConfig", BERT),
+    text("big-bird-block-sparse", "BigBirdConfig", {**BERT, "max_position_embeddings": 140, "block_size": 8}),
+    text("big-bird-full", "BigBirdConfig", {**BERT, "attention_type": "original_full"}),
+    text("camembert", "CamembertConfig", BERT),
+    text("canine", "CanineConfig", {**WIDE, "max_position_embeddings": 140, "local_transformer_stride": 16}),
+    text("clip-text", "CLIPConfig", TOWERS, tower="text"),
+    text("convbert", "ConvBertConfig", {**BERT, **_EMBEDS}),
+    text("data2vec-text", "Data2VecTextConfig", BERT),
+    text("deberta", "DebertaConfig", {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    text(
         "deberta-v2",
         "DebertaV2Config",
-        {**_BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16},
+        {**BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16},
     ),
-    _text("distilbert", "DistilBertConfig", {**_BERT, "dim": 48, "hidden_dim": 88, "n_heads": 4, "n_layers": 2}),
-    _text("dpr-question", "DPRConfig", _BERT, "DPRQuestionEncoder", pooling="pooler"),
-    _text("electra", "ElectraConfig", {**_BERT, **_EMBEDS}),
-    _text("ernie", "ErnieConfig", {**_BERT, "use_task_id": True}),
-    _text("esm", "EsmConfig", {**_BERT, "position_embedding_type": "rotary", "mask_token_id": 4}),
-    _text("eurobert", "EuroBertConfig", {**_LLAMA, "mask_token_id": 4}),
-    _text("flaubert", "FlaubertConfig", {**_XLM, "pad_token_id": 1, "pad_index": 1}),
-    _text("fnet", "FNetConfig", {**_BERT, "type_vocab_size": 4}, fixed_length=64),
-    _text(
+    text("distilbert", "DistilBertConfig", {**BERT, "dim": 48, "hidden_dim": 88, "n_heads": 4, "n_layers": 2}),
+    text("dpr-question", "DPRConfig", BERT, "DPRQuestionEncoder", pooling="pooler"),
+    text("electra", "ElectraConfig", {**BERT, **_EMBEDS}),
+    text("ernie", "ErnieConfig", {**BERT, "use_task_id": True}),
+    text("esm", "EsmConfig", {**BERT, "position_embedding_type": "rotary", "mask_token_id": 4}),
+    text("eurobert", "EuroBertConfig", {**LLAMA, "mask_token_id": 4}),
+    text("flaubert", "FlaubertConfig", {**_XLM, "pad_token_id": 1, "pad_index": 1}),
+    text("fnet", "FNetConfig", {**BERT, "type_vocab_size": 4}, fixed_length=64),
+    text(
         "funnel",
         "FunnelConfig",
-        {"vocab_size": _VOCABULARY, "block_sizes": [1, 1], "block_repeats": [1, 1], "d_model": 48, "n_head": 4}
+        {"vocab_size": VOCABULARY, "block_sizes": [1, 1], "block_repeats": [1, 1], "d_model": 48, "n_head": 4}
         | {"d_head": 12, "d_inner": 88},
         "FunnelModel",
     ),
-    _text("gemma3-text", "Gemma3TextConfig",
-          {**_LLAMA, "sliding_window": 12, "use_bidirectional_attention": True}),
-    _text("gpt2", "GPT2Config", {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": _VOCABULARY}, **_LAST),
-    _text("ibert", "IBertConfig", _BERT),
-    _text("layoutlm", "LayoutLMConfig", {**_BERT, "max_2d_position_embeddings": 90}),
-    _text("lilt", "LiltConfig", {**_BERT, "channel_shrink_ratio": 2}),
-    _text("llama", "LlamaConfig", _LLAMA, **_LAST),
-    _text("longformer", "LongformerConfig", {**_BERT, "max_position_embeddings": 140, "attention_window": 16}),
-    _text("megatron-bert", "MegatronBertConfig", _BERT),
-    _text("mistral", "MistralConfig", {**_LLAMA, "sliding_window": 12}, **_LAST),
-    _text(
+    text("gemma3-text", "Gemma3TextConfig",
+          {**LLAMA, "sliding_window": 12, "use_bidirectional_attention": True}),
+    text("gpt2", "GPT2Config", {"n_embd": 48, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY}, **LAST),
+    text("ibert", "IBertConfig", BERT),
+    text("layoutlm", "LayoutLMConfig", {**BERT, "max_2d_position_embeddings": 90}),
+    text("lilt", "LiltConfig", {**BERT, "channel_shrink_ratio": 2}),
+    text("llama", "LlamaConfig", LLAMA, **LAST),
+    text("longformer", "LongformerConfig", {**BERT, "max_position_embeddings": 140, "attention_window": 16}),
+    text("megatron-bert", "MegatronBertConfig", BERT),
+    text("mistral", "MistralConfig", {**LLAMA, "sliding_window": 12}, **LAST),
+    text(
         "mobilebert",
         "MobileBertConfig",
-        {**_BERT, "embedding_size": 36, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+        {**BERT, "embedding_size": 36, "intra_bottleneck_size": 32, "true_hidden_size": 32},
     ),
-    _text(
+    text(
         "modernbert",
         "ModernBertConfig",
-        {**_BERT, "local_attention": 8, "global_attn_every_n_layers": 2, "bos_token_id": 0, "eos_token_id": 2}
+        {**BERT, "local_attention": 8, "global_attn_every_n_layers": 2, "bos_token_id": 0, "eos_token_id": 2}
         | {"cls_token_id": 0, "sep_token_id": 2},
     ),
-    _text("mpnet", "MPNetConfig", _BERT),
-    _text("mra", "MraConfig", {**_BERT, "max_position_embeddings": 128}),
-    _text("nomic-bert", "NomicBertConfig", _BERT),
-    _text("nystromformer", "NystromformerConfig", {**_BERT, "num_landmarks": 8, "segment_means_seq_len": 8}),
-    _text("qwen3", "Qwen3Config", _LLAMA, **_LAST),
-    _text("rembert", "RemBertConfig", {**_BERT, "input_embedding_size": 36, "output_embedding_size": 40}),
-    _text("roberta", "RobertaConfig", _BERT),
-    _text("roberta-prelayernorm", "RobertaPreLayerNormConfig", _BERT),
-    _text("roformer", "RoFormerConfig", {**_BERT, "embedding_size": 36}),
-    _text("siglip-text", "SiglipConfig", _TOWERS, tower="text"),
-    _text("splinter", "SplinterConfig", _BERT),
-    _text("squeezebert", "SqueezeBertConfig", {**_BERT, "embedding_size": 48}),
-    _text("t5-encoder", "T5Config", {"d_model": 48, "d_kv": 10, "d_ff": 88, "num_layers": 2, "num_heads": 4}
-          | {"vocab_size": _VOCABULARY, "pad_token_id": 1}, "T5EncoderModel"),
-    _text("xlm", "XLMConfig", {**_XLM, "pad_token_id": 1, "pad_index": 1}),
-    _text("xlm-roberta", "XLMRobertaConfig", _BERT),
-    _text("xlm-roberta-xl", "XLMRobertaXLConfig", _BERT),
-    _text("xmod", "XmodConfig", {**_BERT, "default_language": "en_XX"}),
-    _text("yoso", "YosoConfig", _BERT),
+    text("mpnet", "MPNetConfig", BERT),
+    text("mra", "MraConfig", {**BERT, "max_position_embeddings": 128}),
+    text("nomic-bert", "NomicBertConfig", BERT),
+    text("nystromformer", "NystromformerConfig", {**BERT, "num_landmarks": 8, "segment_means_seq_len": 8}),
+    text("qwen3", "Qwen3Config", LLAMA, **LAST),
+    text("rembert", "RemBertConfig", {**BERT, "input_embedding_size": 36, "output_embedding_size": 40}),
+    text("roberta", "RobertaConfig", BERT),
+    text("roberta-prelayernorm", "RobertaPreLayerNormConfig", BERT),
+    text("roformer", "RoFormerConfig", {**BERT, "embedding_size": 36}),
+    text("siglip-text", "SiglipConfig", TOWERS, tower="text"),
+    text("splinter", "SplinterConfig", BERT),
+    text("squeezebert", "SqueezeBertConfig", {**BERT, "embedding_size": 48}),
+    text("t5-encoder", "T5Config", {"d_model": 48, "d_kv": 10, "d_ff": 88, "num_layers": 2, "num_heads": 4}
+          | {"vocab_size": VOCABULARY, "pad_token_id": 1}, "T5EncoderModel"),
+    text("xlm", "XLMConfig", {**_XLM, "pad_token_id": 1, "pad_index": 1}),
+    text("xlm-roberta", "XLMRobertaConfig", BERT),
+    text("xlm-roberta-xl", "XLMRobertaXLConfig", BERT),
+    text("xmod", "XmodConfig", {**BERT, "default_language": "en_XX"}),
+    text("yoso", "YosoConfig", BERT),
 )  # fmt: skip
 
-_VIT = {**_WIDE, "image_size": 48, "patch_size": 12}
+VIT = {**WIDE, "image_size": 48, "patch_size": 12}
 _STAGES = {"hidden_sizes": [12, 20, 28, 36], "depths": [1, 2, 1, 1]}
 _FOUR = {
     "depths": [1, 1, 1, 1],
@@ -145,7 +145,7 @@ _FOUR = {
 }
 
 
-def _image(
+def image(
     name: str,
     config: str,
     processor: str,
@@ -159,99 +159,99 @@ def _image(
     return Architecture(name, "image", config, settings, model, given, export)
 
 
-_CROP = {"size": {"shortest_edge": 54}, "crop_size": {"height": 48, "width": 48}}
+CLIP_CROP = {"size": {"shortest_edge": 54}, "crop_size": {"height": 48, "width": 48}}
 _CROP96 = {"size": {"shortest_edge": 110}, "crop_size": {"height": 96, "width": 96}}
 _EDGE96 = {"size": {"shortest_edge": 96}, "crop_pct": 0.875}
-_VIT96 = {**_VIT, "image_size": 96, "patch_size": 16}
+_VIT96 = {**VIT, "image_size": 96, "patch_size": 16}
 _IMAGE = (
-    _image("aimv2-vision", "Aimv2VisionConfig", "CLIPImageProcessor", _VIT, how=_CROP),
-    _image("beit", "BeitConfig", "BeitImageProcessor", {**_VIT, "use_relative_position_bias": True}),
-    _image("bit", "BitConfig", "BitImageProcessor",
+    image("aimv2-vision", "Aimv2VisionConfig", "CLIPImageProcessor", VIT, how=CLIP_CROP),
+    image("beit", "BeitConfig", "BeitImageProcessor", {**VIT, "use_relative_position_bias": True}),
+    image("bit", "BitConfig", "BitImageProcessor",
            {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1], "num_groups": 4},
            how=_CROP96),
-    _image("chinese-clip-vision", "ChineseCLIPVisionConfig", "ChineseCLIPImageProcessor", _VIT, how=_CROP),
-    _image("clip-vision", "CLIPConfig", "CLIPImageProcessor", _TOWERS, how=_CROP, tower="vision"),
-    _image("convnext", "ConvNextConfig", "ConvNextImageProcessor", {**_STAGES, "num_stages": 4}, how=_EDGE96),
-    _image("convnextv2", "ConvNextV2Config", "ConvNextImageProcessor", {**_STAGES, "num_stages": 4}, how=_EDGE96),
-    _image("cvt", "CvtConfig", "ConvNextImageProcessor",
+    image("chinese-clip-vision", "ChineseCLIPVisionConfig", "ChineseCLIPImageProcessor", VIT, how=CLIP_CROP),
+    image("clip-vision", "CLIPConfig", "CLIPImageProcessor", TOWERS, how=CLIP_CROP, tower="vision"),
+    image("convnext", "ConvNextConfig", "ConvNextImageProcessor", {**_STAGES, "num_stages": 4}, how=_EDGE96),
+    image("convnextv2", "ConvNextV2Config", "ConvNextImageProcessor", {**_STAGES, "num_stages": 4}, how=_EDGE96),
+    image("cvt", "CvtConfig", "ConvNextImageProcessor",
            {"embed_dim": [12, 20, 28], "num_heads": [1, 2, 4], "depth": [1, 2, 3]}, how=_EDGE96),
-    _image("data2vec-vision", "Data2VecVisionConfig", "BeitImageProcessor",
-           {**_VIT, "use_relative_position_bias": True}),
-    _image("deit", "DeiTConfig", "DeiTImageProcessor", _VIT,
+    image("data2vec-vision", "Data2VecVisionConfig", "BeitImageProcessor",
+           {**VIT, "use_relative_position_bias": True}),
+    image("deit", "DeiTConfig", "DeiTImageProcessor", VIT,
            how={"size": {"height": 54, "width": 54}, "crop_size": {"height": 48, "width": 48}}),
-    _image("dinov2", "Dinov2Config", "BitImageProcessor", {**_VIT, "mlp_ratio": 2}, how=_CROP),
-    _image("dinov2-registers", "Dinov2WithRegistersConfig", "BitImageProcessor", {**_VIT, "mlp_ratio": 2}, how=_CROP),
-    _image("dinov2-other-size", "Dinov2Config", "BitImageProcessor", {**_VIT96, "mlp_ratio": 2}, how=_CROP),
-    _image("dinov3-convnext", "DINOv3ConvNextConfig", "DINOv3ViTImageProcessor", _STAGES, edge=96),
-    _image("dinov3-vit", "DINOv3ViTConfig", "DINOv3ViTImageProcessor", {**_VIT, "num_register_tokens": 3}),
-    _image("donut-swin", "DonutSwinConfig", "ViTImageProcessor",
+    image("dinov2", "Dinov2Config", "BitImageProcessor", {**VIT, "mlp_ratio": 2}, how=CLIP_CROP),
+    image("dinov2-registers", "Dinov2WithRegistersConfig", "BitImageProcessor", {**VIT, "mlp_ratio": 2}, how=CLIP_CROP),
+    image("dinov2-other-size", "Dinov2Config", "BitImageProcessor", {**_VIT96, "mlp_ratio": 2}, how=CLIP_CROP),
+    image("dinov3-convnext", "DINOv3ConvNextConfig", "DINOv3ViTImageProcessor", _STAGES, edge=96),
+    image("dinov3-vit", "DINOv3ViTConfig", "DINOv3ViTImageProcessor", {**VIT, "num_register_tokens": 3}),
+    image("donut-swin", "DonutSwinConfig", "ViTImageProcessor",
            {"embed_dim": 12, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 96}, edge=96),
-    _image("efficientnet", "EfficientNetConfig", "EfficientNetImageProcessor",
+    image("efficientnet", "EfficientNetConfig", "EfficientNetImageProcessor",
            {"image_size": 96, "width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640}, edge=96),
-    _image("focalnet", "FocalNetConfig", "BitImageProcessor",
+    image("focalnet", "FocalNetConfig", "BitImageProcessor",
            {"embed_dim": 12, "hidden_sizes": [24, 48], "depths": [1, 1], "focal_levels": [2, 2], "image_size": 96}
            | {"focal_windows": [3, 3]}, how=_CROP96),
-    _image("hgnet-v2", "HGNetV2Config", "ConvNextImageProcessor",
+    image("hgnet-v2", "HGNetV2Config", "ConvNextImageProcessor",
            {"embedding_size": 16, "depths": [1, 1], "hidden_sizes": [24, 40], "stem_channels": [3, 12, 16]}
            | {"stage_in_channels": [16, 24], "stage_mid_channels": [12, 20], "stage_out_channels": [24, 40]}
            | {"stage_num_blocks": [1, 1], "stage_downsample": [False, True], "stage_light_block": [False, True]}
            | {"stage_downsample_strides": [2, 2], "stage_kernel_size": [3, 5], "stage_numb_of_layers": [2, 2]},
            "HGNetV2Backbone", how=_EDGE96),
-    _image("hiera", "HieraConfig", "BitImageProcessor",
+    image("hiera", "HieraConfig", "BitImageProcessor",
            {"embed_dim": 12, "image_size": [96, 96], "depths": [1, 1, 2], "num_heads": [1, 2, 4], "num_query_pool": 2}
            | {"masked_unit_size": [4, 4], "masked_unit_attention": [True, True, False]},
            how=_CROP96),
-    _image("ijepa", "IJepaConfig", "ViTImageProcessor", _VIT),
-    _image("levit", "LevitConfig", "LevitImageProcessor",
+    image("ijepa", "IJepaConfig", "ViTImageProcessor", VIT),
+    image("levit", "LevitConfig", "LevitImageProcessor",
            {"hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1], "image_size": 96}
            | {"key_dim": [6, 6, 6]}, how=_CROP96),
-    _image("mlcd-vision", "MLCDVisionConfig", "CLIPImageProcessor", _VIT, how=_CROP),
-    _image("mobilenet-v1", "MobileNetV1Config", "MobileNetV1ImageProcessor", {"depth_multiplier": 0.25}, how=_CROP96),
-    _image("mobilenet-v2", "MobileNetV2Config", "MobileNetV2ImageProcessor", {"depth_multiplier": 0.35}, how=_CROP96),
-    _image("mobilevit", "MobileViTConfig", "MobileViTImageProcessor",
+    image("mlcd-vision", "MLCDVisionConfig", "CLIPImageProcessor", VIT, how=CLIP_CROP),
+    image("mobilenet-v1", "MobileNetV1Config", "MobileNetV1ImageProcessor", {"depth_multiplier": 0.25}, how=_CROP96),
+    image("mobilenet-v2", "MobileNetV2Config", "MobileNetV2ImageProcessor", {"depth_multiplier": 0.35}, how=_CROP96),
+    image("mobilevit", "MobileViTConfig", "MobileViTImageProcessor",
            {"hidden_sizes": [12, 20, 28], "neck_hidden_sizes": [8, 8, 12, 16, 20, 28, 40], "image_size": 96}
            | {"num_attention_heads": 2}, how=_CROP96),
-    _image("mobilevitv2", "MobileViTV2Config", "MobileViTImageProcessor",
+    image("mobilevitv2", "MobileViTV2Config", "MobileViTImageProcessor",
            {"width_multiplier": 0.5, "n_attn_blocks": [1, 1, 1], "base_attn_unit_dims": [32, 48, 64]}
            | {"image_size": 96}, how=_CROP96),
-    _image("pixio", "PixioConfig", "BitImageProcessor", {**_VIT, "mlp_ratio": 2, "n_cls_tokens": 3}, how=_CROP),
-    _image("poolformer", "PoolFormerConfig", "PoolFormerImageProcessor", _STAGES,
+    image("pixio", "PixioConfig", "BitImageProcessor", {**VIT, "mlp_ratio": 2, "n_cls_tokens": 3}, how=CLIP_CROP),
+    image("poolformer", "PoolFormerConfig", "PoolFormerImageProcessor", _STAGES,
            how={"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}}),
-    _image("pvt", "PvtConfig", "PvtImageProcessor", {**_FOUR, "mlp_ratios": [2, 2, 2, 2]}, edge=96),
-    _image("pvt-v2", "PvtV2Config", "PvtImageProcessor", {**_FOUR, "mlp_ratios": [2, 2, 2, 2]}, edge=96),
-    _image("pvt-v2-linear", "PvtV2Config", "PvtImageProcessor",
+    image("pvt", "PvtConfig", "PvtImageProcessor", {**_FOUR, "mlp_ratios": [2, 2, 2, 2]}, edge=96),
+    image("pvt-v2", "PvtV2Config", "PvtImageProcessor", {**_FOUR, "mlp_ratios": [2, 2, 2, 2]}, edge=96),
+    image("pvt-v2-linear", "PvtV2Config", "PvtImageProcessor",
            {**_FOUR, "mlp_ratios": [2, 2, 2, 2], "linear_attention": True}, edge=96),
-    _image("regnet", "RegNetConfig", "ConvNextImageProcessor",
+    image("regnet", "RegNetConfig", "ConvNextImageProcessor",
            {**_STAGES, "embedding_size": 8, "groups_width": 4}, how=_EDGE96),
-    _image("resnet", "ResNetConfig", "ConvNextImageProcessor", {**_STAGES, "embedding_size": 10}, how=_EDGE96),
-    _image("segformer", "SegformerConfig", "SegformerImageProcessor", {**_FOUR, "mlp_ratios": [2, 2, 2, 2]}, edge=96),
-    _image("siglip-vision", "SiglipConfig", "SiglipImageProcessor", _TOWERS, tower="vision"),
-    _image("siglip2-vision", "Siglip2VisionConfig", "Siglip2ImageProcessor",
-           {**_WIDE, "patch_size": 12, "num_patches": 16}, how={"patch_size": 12, "max_num_patches": 16}),
-    _image("swiftformer", "SwiftFormerConfig", "ViTImageProcessor",
+    image("resnet", "ResNetConfig", "ConvNextImageProcessor", {**_STAGES, "embedding_size": 10}, how=_EDGE96),
+    image("segformer", "SegformerConfig", "SegformerImageProcessor", {**_FOUR, "mlp_ratios": [2, 2, 2, 2]}, edge=96),
+    image("siglip-vision", "SiglipConfig", "SiglipImageProcessor", TOWERS, tower="vision"),
+    image("siglip2-vision", "Siglip2VisionConfig", "Siglip2ImageProcessor",
+           {**WIDE, "patch_size": 12, "num_patches": 16}, how={"patch_size": 12, "max_num_patches": 16}),
+    image("swiftformer", "SwiftFormerConfig", "ViTImageProcessor",
            {"depths": [1, 1, 1, 1], "embed_dims": [12, 20, 28, 36]}, edge=96),
-    _image("swin", "SwinConfig", "ViTImageProcessor",
+    image("swin", "SwinConfig", "ViTImageProcessor",
            {"embed_dim": 12, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 96}, edge=96),
-    _image("swinv2", "Swinv2Config", "ViTImageProcessor",
+    image("swinv2", "Swinv2Config", "ViTImageProcessor",
            {"embed_dim": 12, "depths": [1, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 96}, edge=96),
-    _image("textnet", "TextNetConfig", "TextNetImageProcessor",
+    image("textnet", "TextNetConfig", "TextNetImageProcessor",
            {"stem_out_channels": 12, "hidden_sizes": [12, 12, 20, 28, 36], "image_size": [96, 96]}, edge=96,
            how={"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}}),
-    _image("videomae", "VideoMAEConfig", "VideoMAEImageProcessor",
-           {**_VIT, "num_frames": 4, "use_mean_pooling": False}, how=_CROP, preprocess="none"),
-    _image("vit", "ViTConfig", "ViTImageProcessor", _VIT),
-    _image("vit-mae", "ViTMAEConfig", "ViTImageProcessor", _VIT),
-    _image("vit-msn", "ViTMSNConfig", "ViTImageProcessor", _VIT),
-    _image("vivit", "VivitConfig", "VivitImageProcessor",
-           {**_VIT, "num_frames": 4, "tubelet_size": [2, 12, 12]}, how=_CROP, preprocess="none"),
-    _image("vjepa2", "VJEPA2Config", "VJEPA2VideoProcessor",
-           {**_VIT, "crop_size": 48, "frames_per_clip": 4, "pred_hidden_size": 24, "pred_num_attention_heads": 4}
-           | {"pred_num_hidden_layers": 1, "mlp_ratio": 2.0}, how=_CROP, preprocess="none"),
+    image("videomae", "VideoMAEConfig", "VideoMAEImageProcessor",
+           {**VIT, "num_frames": 4, "use_mean_pooling": False}, how=CLIP_CROP, preprocess="none"),
+    image("vit", "ViTConfig", "ViTImageProcessor", VIT),
+    image("vit-mae", "ViTMAEConfig", "ViTImageProcessor", VIT),
+    image("vit-msn", "ViTMSNConfig", "ViTImageProcessor", VIT),
+    image("vivit", "VivitConfig", "VivitImageProcessor",
+           {**VIT, "num_frames": 4, "tubelet_size": [2, 12, 12]}, how=CLIP_CROP, preprocess="none"),
+    image("vjepa2", "VJEPA2Config", "VJEPA2VideoProcessor",
+           {**VIT, "crop_size": 48, "frames_per_clip": 4, "pred_hidden_size": 24, "pred_num_attention_heads": 4}
+           | {"pred_num_hidden_layers": 1, "mlp_ratio": 2.0}, how=CLIP_CROP, preprocess="none"),
 )  # fmt: skip
 
 _CONVS = {"conv_dim": [12, 20, 28], "conv_stride": [5, 4, 4], "conv_kernel": [10, 8, 4]}
 _WAVE = {
-    **_WIDE,
+    **WIDE,
     **_CONVS,
     "num_feat_extract_layers": 3,
     "vocab_size": 32,
@@ -263,7 +263,7 @@ _WAV2VEC2 = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rat
 _SEW = {**_WAVE, "conv_dim": [12, 20, 28], "squeeze_factor": 2}
 
 
-def _audio(
+def audio(
     name: str,
     config: str,
     settings: Mapping[str, Any],
@@ -276,40 +276,40 @@ def _audio(
 
 _WITH_MASK = {**_WAV2VEC2, "return_attention_mask": True}
 _AUDIO = (
-    _audio("ast", "ASTConfig", {**_WIDE, "max_length": 64, "num_mel_bins": 32},
+    audio("ast", "ASTConfig", {**WIDE, "max_length": 64, "num_mel_bins": 32},
            how={"feature_extractor_type": "ASTFeatureExtractor", "max_length": 64, "num_mel_bins": 32},
            max_length=None),
-    _audio("clap-audio", "ClapConfig",
+    audio("clap-audio", "ClapConfig",
            {"audio_config": {"spec_size": 64, "num_mel_bins": 16, "patch_embeds_hidden_size": 12, "hidden_size": 24}
             | {"depths": [1, 1], "num_attention_heads": [2, 4], "window_size": 4, "num_hidden_layers": 2},
-            "text_config": _BERT, "projection_dim": 40},
+            "text_config": BERT, "projection_dim": 40},
            how={"feature_extractor_type": "ClapFeatureExtractor", "feature_size": 16, "truncation": "rand_trunc"}
            | {"max_length_s": 1, "hop_length": 480, "padding": "repeatpad"}, tower="audio", max_length=None),
-    _audio("data2vec-audio", "Data2VecAudioConfig", {**_WAVE, "conv_pos_kernel_size": 5}, how=_WITH_MASK),
-    _audio("hubert", "HubertConfig", _WAVE),
-    _audio("hubert-masked", "HubertConfig", {**_WAVE, **_MASKED}, how=_WITH_MASK),
-    _audio("moonshine", "MoonshineConfig",
+    audio("data2vec-audio", "Data2VecAudioConfig", {**_WAVE, "conv_pos_kernel_size": 5}, how=_WITH_MASK),
+    audio("hubert", "HubertConfig", _WAVE),
+    audio("hubert-masked", "HubertConfig", {**_WAVE, **_MASKED}, how=_WITH_MASK),
+    audio("moonshine", "MoonshineConfig",
            {"vocab_size": 64, "hidden_size": 48, "intermediate_size": 88, "encoder_num_hidden_layers": 2}
            | {"decoder_num_hidden_layers": 1, "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4}),
-    _audio("sew", "SEWConfig", _SEW),
-    _audio("sew-d", "SEWDConfig", {**_SEW, "position_buckets": 8, "max_position_embeddings": 64}),
-    _audio("speech-to-text", "Speech2TextConfig",
+    audio("sew", "SEWConfig", _SEW),
+    audio("sew-d", "SEWDConfig", {**_SEW, "position_buckets": 8, "max_position_embeddings": 64}),
+    audio("speech-to-text", "Speech2TextConfig",
            {"d_model": 48, "encoder_layers": 2, "encoder_ffn_dim": 88, "encoder_attention_heads": 4}
            | {"decoder_layers": 1, "decoder_ffn_dim": 88, "decoder_attention_heads": 4, "vocab_size": 64},
            how={"feature_extractor_type": "Speech2TextFeatureExtractor", "num_mel_bins": 80, "feature_size": 80},
            preprocess="none", max_length=None),
-    _audio("unispeech", "UniSpeechConfig", _WAVE),
-    _audio("unispeech-sat", "UniSpeechSatConfig", _WAVE),
-    _audio("wav2vec2", "Wav2Vec2Config", _WAVE),
-    _audio("wav2vec2-masked", "Wav2Vec2Config", {**_WAVE, **_MASKED}, how=_WITH_MASK),
-    _audio("wav2vec2-bert", "Wav2Vec2BertConfig", {**_WIDE, "vocab_size": 32, "feature_projection_input_dim": 160},
+    audio("unispeech", "UniSpeechConfig", _WAVE),
+    audio("unispeech-sat", "UniSpeechSatConfig", _WAVE),
+    audio("wav2vec2", "Wav2Vec2Config", _WAVE),
+    audio("wav2vec2-masked", "Wav2Vec2Config", {**_WAVE, **_MASKED}, how=_WITH_MASK),
+    audio("wav2vec2-bert", "Wav2Vec2BertConfig", {**WIDE, "vocab_size": 32, "feature_projection_input_dim": 160},
            how={"feature_extractor_type": "SeamlessM4TFeatureExtractor", "feature_size": 80, "num_mel_bins": 80},
            preprocess="none", max_length=None),
-    _audio("wav2vec2-conformer", "Wav2Vec2ConformerConfig", {**_WAVE, "position_embeddings_type": "relative"}),
-    _audio("wav2vec2-conformer-rotary", "Wav2Vec2ConformerConfig", {**_WAVE, "position_embeddings_type": "rotary"}),
-    _audio("wavlm", "WavLMConfig", _WAVE),
-    _audio("wavlm-masked", "WavLMConfig", {**_WAVE, **_MASKED}, how=_WITH_MASK),
-    _audio("whisper", "WhisperConfig",
+    audio("wav2vec2-conformer", "Wav2Vec2ConformerConfig", {**_WAVE, "position_embeddings_type": "relative"}),
+    audio("wav2vec2-conformer-rotary", "Wav2Vec2ConformerConfig", {**_WAVE, "position_embeddings_type": "rotary"}),
+    audio("wavlm", "WavLMConfig", _WAVE),
+    audio("wavlm-masked", "WavLMConfig", {**_WAVE, **_MASKED}, how=_WITH_MASK),
+    audio("whisper", "WhisperConfig",
            {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 88, "vocab_size": 64}
            | {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 88, "max_source_positions": 50}
            | {"num_mel_bins": 24, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,25 @@ def export(source: Source, path: Path) -> None:
     )
 
 
+def whole(answer: np.ndarray, feeds: prove.Feeds) -> np.ndarray:
+    """All of an answer."""
+    return answer
+
+
 def judge(source: Source, path: Path) -> dict[str, dict[str, Any]]:
-    """The proof of every case on each engine: proven, wrong (with how), or the engine's refusal."""
-    cases = prove.make_cases(source, reference(source))
+    """The proof of every case on each engine."""
+    return judged(prove.make_cases(source, reference(source)), path, "the plain export")
+
+
+def judged(
+    cases: Sequence[prove.Case], path: Path, what: str, seen: Callable[[np.ndarray, prove.Feeds], np.ndarray] = whole
+) -> dict[str, dict[str, Any]]:
+    """For each engine: proven, wrong (with how), or the engine's refusal. ``seen`` is what of an answer counts."""
     results = {}
-    for engine, run in (("onnxruntime-fp32", _onnxruntime), ("openvino-fp32", _openvino)):
+    for engine, opened in (("onnxruntime-fp32", _onnxruntime), ("openvino-fp32", _openvino)):
         try:
-            prove.prove(cases, run(path), TOLERANCE, "the plain export")
+            run = opened(path)
+            prove.prove(cases, lambda feeds, run=run: seen(run(feeds), feeds), TOLERANCE, what)
             results[engine] = {"result": "proven"}
         except DeploykitError as error:
             results[engine] = {"result": "wrong", "why": error.message}

@@ -12,28 +12,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.coverage_models import ARCHITECTURES, Architecture, save
+from benchmarks.coverage_models import Architecture, save
+from benchmarks.coverage_more import EVERY
 
 if TYPE_CHECKING:
     from deploykit.pipeline.run import Event, Outcome
 
-_SAMPLES = 24
 _POLL_S = 0.05
+_STEP_SHARE = 0.8
+_LATE = "was still running after"
 Results = dict[str, dict[str, Any]]
 
 
-def work(arm: str, name: str, stages: str, scratch: Path) -> dict[str, Any]:
-    """Run one architecture through ``arm``; the facts of its row: for each stage the result and why, peak MiB."""
+def work(arm: str, name: str, stages: str, scratch: Path, timeout_s: float) -> dict[str, Any]:
+    """Run one architecture through ``arm``; the facts of its row: for each stage the result and why, peak MiB.
+
+    A step may take most of ``timeout_s``, so that one that hangs ends with its own diagnosis and not with the process.
+    """
     warnings.simplefilter("ignore")
-    entry = ARCHITECTURES[name]
+    entry = EVERY[name]
     folder = save(entry, scratch / name)
-    row = with_deploykit(entry, folder, stages) if arm == "deploykit" else with_torch(entry, folder)
+    step_s = max(1, round(_STEP_SHARE * timeout_s))
+    if arm == "optimum":
+        row = with_optimum(entry, scratch / "theirs", step_s)
+    else:
+        row = with_deploykit(entry, folder, stages, step_s) if arm == "deploykit" else with_torch(entry, folder)
     used = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {**row, "peak_mib": round(used / 1024)}
 
 
-def with_deploykit(entry: Architecture, folder: Path, stages: str) -> dict[str, Any]:
-    """Export with the public interface; every step's end becomes a result."""
+def with_deploykit(entry: Architecture, folder: Path, stages: str, step_s: int) -> dict[str, Any]:
+    """Export with the public interface, a step in ``step_s`` seconds at most; every step's end becomes a result."""
     from deploykit import api
     from deploykit.errors import DeploykitError
 
@@ -47,6 +56,7 @@ def with_deploykit(entry: Architecture, folder: Path, stages: str) -> dict[str, 
                 "targets": ["onnxruntime", "openvino", *(["tensorrt"] if everything else [])],
                 "precisions": ["fp32", *(["int8"] if everything else [])],
             },
+            settings={"timeout_s": step_s},
             overrides=dict(entry.export),
             report=False,
         )
@@ -87,7 +97,9 @@ def _notes(events: list[Event]) -> list[str]:
 
 
 def _refused(kind: str, message: str, hint: str | None) -> dict[str, Any]:
-    result = "crash" if kind == "StepCrashError" else "refused"
+    result = "refused"
+    if kind == "StepCrashError":
+        result = "hang" if _LATE in message else "crash"
     told = (hint or "").split("\n")[0]
     return {"result": result, "error": kind, "why": f"{message} → {told}" if told else message}
 
@@ -110,3 +122,22 @@ def with_torch(entry: Architecture, folder: Path) -> dict[str, Any]:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         return {"results": {"export": {"result": "refused", "error": type(error).__name__, "why": first[:300]}}}
     return {"results": {"export": {"result": "proven"}, **judge(source, path)}}
+
+
+def with_optimum(entry: Architecture, folder: Path, step_s: int) -> dict[str, Any]:
+    """Optimum's export of a checkpoint that its own transformers wrote, judged at the same points and engines."""
+    from benchmarks import coverage_optimum
+    from deploykit import sources
+    from deploykit.errors import DeploykitError
+
+    failed = coverage_optimum.export(entry.name, folder, step_s)
+    if failed:
+        return {"results": {failed.pop("step"): failed}}
+    given: Mapping[str, Any] = entry.export
+    try:
+        source = sources.open_source(str(folder), sources.Options(**given))
+        judged = coverage_optimum.judge(entry, source, folder)
+    except (DeploykitError, KeyError) as error:
+        # No inputs to judge it with: what it wrote is neither right nor wrong.
+        return {"results": {"judge": {"result": "refused", "error": type(error).__name__, "why": str(error)}}}
+    return {"results": {"export": {"result": "proven"}, **judged}}

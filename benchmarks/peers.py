@@ -15,6 +15,7 @@ from pathlib import Path
 
 # Installed first and alone, so that pip takes a CPU build of torch where one is offered.
 TORCH = "torch==2.13.0"
+HOME = Path("~/.cache/deploykit-peers").expanduser()
 
 
 class InstallError(Exception):

@@ -4,6 +4,7 @@
 
     python benchmarks/pretrain.py                     # all of them, one after the other
     python benchmarks/pretrain.py --only fsdd text    # some; DEPLOYKIT_DATA names the folder of the data
+    python benchmarks/pretrain.py --speed             # bfloat16 beside float32, in turns
 
 Each is the recipe's own command in a process of its own, timed from start to end, judging and all; its encoder is then
 exported for both CPU engines, and a linear probe fitted to the fp32 vectors judges the int8 ones. A row is written to
@@ -17,8 +18,10 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +31,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from benchmarks import pretrain_page  # noqa: E402
+from benchmarks import pretrain_page, results  # noqa: E402
 
 _LEARNT, _ASKED = 20_000, 4_000
 """Inputs at most that a probe of the int8 vectors learns from, and is asked."""
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,13 @@ _STS = (
     "data.probe=DATA/stsb/sts-train.csv#a=6,b=7,score=5",
     "data.test=DATA/stsb/sts-dev.csv#a=6,b=7,score=5",
 )
-_LABELS = ("training.steps=1", "finetune.epochs=12", "finetune.lr=3e-3", "finetune.precision=bf16")
+_LABELS = (
+    "training.steps=1",
+    "finetune.begin=untrained",
+    "finetune.epochs=12",
+    "finetune.lr=3e-3",
+    "finetune.precision=bf16",
+)
 EXPERIMENTS = {
     "digits": Experiment("pretrain-digits"),
     "digits-predict": Experiment("pretrain-digits-predict"),
@@ -91,13 +101,17 @@ def main() -> None:
 
     asked = _arguments()
     asked.folder.mkdir(parents=True, exist_ok=True)
-    if not asked.page:
+    if asked.speed:
+        _write(asked.folder / "speed.json", speed(asked.folder, asked.data))
+    elif not asked.page:
         for name in asked.only or EXPERIMENTS:
             one(name, asked.folder, asked.data)
     paths = [asked.folder / f"{name}.json" for name in EXPERIMENTS]
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     machine = fingerprint.machine()
     result = {"machine": machine, "software": fingerprint.software(), "rows": rows}
+    if (asked.folder / "speed.json").exists():
+        result["speed"] = json.loads((asked.folder / "speed.json").read_text(encoding="utf-8"))
     _write(HERE / "results" / "pretrain.json", result)
     (HERE / "pretrain.md").write_text(pretrain_page.markdown(result), encoding="utf-8")
 
@@ -196,6 +210,20 @@ def judged(sets: Mapping[str, tuple[Any, Any]], bank: Any, query: Any) -> dict[s
     return found
 
 
+def speed(folder: Path, data: str) -> dict[str, Any]:
+    """Views per second of the CIFAR-10 recipe in either precision, ``_ROUNDS`` short runs of each in turns."""
+    found: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    changes = [change.replace("DATA", data) for change in _CIFAR]
+    changes += ["data.test=", "data.limit=2000", "probe.samples=500", "training.steps=30", "training.log_every=10"]
+    for _ in range(_ROUNDS):
+        for precision, rates in found.items():
+            with tempfile.TemporaryDirectory(dir=folder) as output:
+                train("pretrain-cifar10", [*changes, f"training.precision={precision}", f"output={output}/run"])
+                lines = map(json.loads, (Path(output) / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
+                rates.append(statistics.mean([line["views_per_s"] for line in lines if "parts" in line][1:]))
+    return {"recipe": "pretrain-cifar10", "views_per_s": found, "ratio": results.ratio(found["bf16"], found["fp32"])}
+
+
 def _write(path: Path, data: Mapping[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -206,6 +234,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), help="these experiments")
     parser.add_argument("--folder", type=Path, default=Path("build/pretrain"), help="where runs and rows are")
+    parser.add_argument("--speed", action="store_true", help="time bfloat16 beside float32 instead")
     parser.add_argument("--page", action="store_true", help="write the page from the rows that are there")
     asked = parser.parse_args()
     asked.data, asked.folder = os.environ.get("DEPLOYKIT_DATA", ""), asked.folder.resolve()

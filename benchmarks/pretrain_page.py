@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             "| run | steps | seconds | computing | data wait |",
             "|---|---|---|---|---|",
             *(_time(row) for row in rows),
+            *_speed(result.get("speed")),
             "",
             "## After int8",
             "",
@@ -66,7 +68,7 @@ def _supervised(rows: list[Mapping[str, Any]]) -> list[str]:
     lines = []
     for row in (row for row in rows if row["supervised"]):
         ceiling = row["finetuned"]["random initialisation"]["test"]
-        told = f"The same encoder trained on the labels for {row['seconds']:,.0f} s (two fine-tunings): "
+        told = f"The same encoder trained on the labels, {row['seconds']:,.0f} s in all: "
         told += f"{ceiling['accuracy']:.2f} % (n {ceiling['n']:,}). "
         same = next((r for r in rows if r["recipe"] == row["recipe"] and not r["supervised"]), None)
         if same is not None:
@@ -103,9 +105,23 @@ def _told(rows: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _time(row: Mapping[str, Any]) -> str:
-    steps = f"{row['training']['steps']:,}" if not row["supervised"] else "12 epochs, twice"
+    steps = f"{row['training']['steps']:,}" if not row["supervised"] else "12 epochs"
     seconds = f"{row['seconds']:,.0f} | {row['cpu_seconds']:,.0f}"
     return f"| {row['name']} | {steps} | {seconds} | {100 * row['data_wait']:.1f} % |"
+
+
+def _speed(speed: Mapping[str, Any] | None) -> list[str]:
+    """What bfloat16 brings."""
+    if speed is None:
+        return []
+    rates = {name: f"{statistics.median(values):,.0f}" for name, values in speed["views_per_s"].items()}
+    ratio = speed["ratio"]
+    return [
+        "",
+        f"{speed['recipe']} trains on {rates['bf16']} views/s in bfloat16 and {rates['fp32']} in float32: "
+        f"{ratio['median']:.2f} times as fast [{ratio['low']:.2f}, {ratio['high']:.2f}] (n {ratio['n']}, in turns, "
+        f"{ratio['confidence']:.0%} interval).",
+    ]
 
 
 def _int8(row: Mapping[str, Any]) -> list[str]:

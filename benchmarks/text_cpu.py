@@ -207,7 +207,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--peers", help="only these, by comma (the reference always runs)")
     parser.add_argument("--variants", help="only these variants of the bundle, by comma")
     parser.add_argument("--ours", default="deploykit", help="the contestant that is compared with each peer")
-    parser.add_argument("--peer-env", type=Path, default=Path("~/.cache/deploykit-peers").expanduser())
+    parser.add_argument("--peer-env", type=Path, default=peers.HOME)
     parser.add_argument("--out", type=Path, default=HERE, help="where text_cpu.md and results/text_cpu.json go")
     options = parser.parse_args(argv)
     for path in filter(None, (options.file, options.sts)):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
+import numpy as np
 import pytest
 
-from benchmarks import coverage, coverage_page
+from benchmarks import coverage, coverage_optimum, coverage_page, coverage_worker, peers
 from benchmarks.coverage_models import ARCHITECTURES, save
 from benchmarks.coverage_worker import wait
 
@@ -70,9 +72,66 @@ def test_the_last_row_of_a_name_stands(tmp_path):
     assert coverage.read_rows(path) == {"bert": {"name": "bert", "seconds": 2}}
 
 
+@pytest.mark.parametrize(
+    ("kind", "message", "result"),
+    [
+        ("StepCrashError", "step 'export' was still running after 9 s and was stopped", "hang"),
+        ("StepCrashError", "step 'compile' died of SIGSEGV", "crash"),
+        ("ExportError", "the model cannot be exported", "refused"),
+    ],
+)
+def test_a_crash_and_a_hang_are_no_refusals(kind, message, result):
+    found = coverage_worker._refused(kind, message, "do this\nand that")
+    assert found["result"] == result
+    assert found["why"].endswith("→ do this")
+
+
 def test_a_process_that_hangs_is_ended():
     process = os.fork()
     if process == 0:
         time.sleep(30)
         os._exit(0)
     assert wait(process, 0.2) is None
+
+
+@pytest.fixture
+def optimum(tmp_path, monkeypatch):
+    """``optimum(script)``: what its export comes to, with ``script`` in the place of the one in its environment."""
+
+    def ask(script):
+        (tmp_path / "coverage_optimum_export.py").write_text(script)
+        monkeypatch.setattr(coverage_optimum, "HERE", tmp_path)
+        monkeypatch.setattr(peers, "python", lambda name, folder: sys.executable)
+        return coverage_optimum.export("bert", tmp_path / "bert", 20)
+
+    return ask
+
+
+def test_what_optimum_refuses_crashes_at_or_hangs_on_is_told_apart(optimum, monkeypatch):
+    assert optimum("print('a warning'); print('{}')") == {}
+    told = optimum("""print('{"step": "export", "error": "ValueError", "why": "no config"}')""")
+    assert (told["result"], told["step"], told["why"]) == ("refused", "export", "no config")
+    assert optimum("import os; os._exit(3)")["result"] == "crash"
+    monkeypatch.setattr(coverage_optimum.subprocess, "run", _too_late)
+    assert optimum("")["result"] == "hang"
+
+
+def _too_late(command, timeout, **given):
+    raise coverage_optimum.subprocess.TimeoutExpired(command, timeout)
+
+
+def test_padding_does_not_count_where_token_vectors_are_compared():
+    answer = np.ones((2, 3, 4))
+    mask = np.array([[1, 1, 1], [1, 0, 0]])
+    assert coverage_optimum.unpadded(answer, {"attention_mask": mask}).sum(axis=1).tolist() == [12, 4]
+    assert coverage_optimum.unpadded(answer, {"attention_mask": mask[:, :2]}).sum() == 24
+    assert coverage_optimum.unpadded(answer[:, 0], {}).shape == (2, 4)
+
+
+def test_a_graph_gets_the_inputs_that_it_names():
+    ids = np.full((2, 5), 9)
+    feeds = coverage_optimum._completed({"input_ids": ids}, ["input_ids", "token_type_ids", "pixel_values"])
+    assert list(feeds) == ["input_ids", "token_type_ids", "pixel_values"]
+    assert feeds["input_ids"] is ids
+    assert (feeds["token_type_ids"].shape, feeds["token_type_ids"].any()) == ((2, 5), False)
+    assert feeds["pixel_values"].shape == (2, 3, 48, 48)
