@@ -89,6 +89,7 @@ EXPERIMENTS = {
     "text-match": Experiment("pretrain-text-match", _STS),
     "text-adversarial": Experiment("pretrain-text-adversarial", _TEXT),
     "cifar10": Experiment("pretrain-cifar10", _CIFAR),
+    "cifar10-long": Experiment("pretrain-cifar10", (*_CIFAR, "training.steps=2000")),
     "cifar10-labels": Experiment("pretrain-cifar10", (*_CIFAR, *_LABELS), supervised=True, lowered=False),
     "cifar10-predict": Experiment("pretrain-cifar10-predict", _CIFAR),
     "cifar10-adversarial": Experiment("pretrain-cifar10-adversarial", _CIFAR),

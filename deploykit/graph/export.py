@@ -158,10 +158,11 @@ def _run_exporter(exporter: str, source: Source, opset: int, path: Path, sizes: 
     import torch
 
     from deploykit.graph.plain_attention import plain_attention
+    from deploykit.graph.plain_experts import plain_experts
 
     assert source.module is not None
     write = _export_dynamo if exporter == "dynamo" else _export_torchscript
-    with warnings.catch_warnings(), torch.no_grad(), plain_attention():
+    with warnings.catch_warnings(), torch.no_grad(), plain_attention(), plain_experts(source.module):
         warnings.simplefilter("ignore")
         return write(source, tracing_inputs(source, sizes), opset, path)
 
