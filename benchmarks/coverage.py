@@ -49,21 +49,36 @@ def main() -> None:
 
 
 def sweep(folder: Path, arm: str, stages: str, names: Iterable[str], timeout_s: float) -> None:
-    """Append a row for every architecture that has none, or none with these stages."""
+    """Append a row for every architecture that has none, and one with the lowered forms where they are asked for."""
     path = folder / f"{arm}.jsonl"
     done = read_rows(path)
     for name in names:
-        if name in done and (stages == "fp32" or done[name]["stages"] == "all"):
-            continue
-        row = {
-            "name": name,
-            "modality": EVERY[name].modality,
-            "stages": stages,
-            **_one(arm, name, stages, timeout_s),
-        }
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, sort_keys=True) + "\n")
-        print(f"{name:28} {row['seconds']:6.1f} s  {_line(row)}", flush=True)
+        row = done.get(name)
+        if row is None:
+            row = {
+                "name": name,
+                "modality": EVERY[name].modality,
+                "stages": "fp32",
+                **_one(arm, name, "fp32", timeout_s),
+            }
+            _append(path, row)
+        if stages == "all" and row["stages"] != "all":
+            exported = row["results"].get("export", {}).get("result") == "proven"
+            _append(path, added(row, _one(arm, name, "lowered", timeout_s) if exported else {}))
+
+
+def added(row: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what its lowered forms came to; what is in the row already stands."""
+    results = {**more.get("results", {}), **row["results"]}
+    seconds = round(row["seconds"] + more.get("seconds", 0.0), 1)
+    peak = max(row["peak_mib"], more.get("peak_mib", 0))
+    return {**row, "stages": "all", "results": results, "seconds": seconds, "peak_mib": peak}
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as sink:
+        sink.write(json.dumps(row, sort_keys=True) + "\n")
+    print(f"{row['name']:28} {row['seconds']:6.1f} s  {_line(row)}", flush=True)
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,6 @@ _VARIANTS = (
     "openvino-fp32",
     "onnxruntime-int8",
     "openvino-int8",
-    "tensorrt-fp32",
     "tensorrt-int8",
 )
 

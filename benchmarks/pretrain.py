@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,8 @@ EXPERIMENTS = {
     "cifar10-predict": Experiment("pretrain-cifar10-predict", _CIFAR),
     "cifar10-adversarial": Experiment("pretrain-cifar10-adversarial", _CIFAR),
 }
+SPEEDS = {"quarters": (), "whole": ("modality.view_size=0", "training.batch=64")}
+"""Views of a quarter of the recipe's pictures, as it stands, and whole ones."""
 
 
 def main() -> None:
@@ -103,16 +105,14 @@ def main() -> None:
     asked = _arguments()
     asked.folder.mkdir(parents=True, exist_ok=True)
     if asked.speed:
-        _write(asked.folder / "speed.json", speed(asked.folder, asked.data))
+        for name in (name for name in SPEEDS if not (asked.folder / f"speed-{name}.json").exists()):
+            _write(asked.folder / f"speed-{name}.json", speed(name, asked.folder, asked.data))
     elif not asked.page:
         for name in asked.only or EXPERIMENTS:
             one(name, asked.folder, asked.data)
-    paths = [asked.folder / f"{name}.json" for name in EXPERIMENTS]
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     machine = fingerprint.machine()
-    result = {"machine": machine, "software": fingerprint.software(), "rows": rows}
-    if (asked.folder / "speed.json").exists():
-        result["speed"] = json.loads((asked.folder / "speed.json").read_text(encoding="utf-8"))
+    result = {"machine": machine, "software": fingerprint.software()}
+    result |= {"rows": _read(asked.folder, EXPERIMENTS), "speed": _read(asked.folder, [f"speed-{n}" for n in SPEEDS])}
     _write(HERE / "results" / "pretrain.json", result)
     (HERE / "pretrain.md").write_text(pretrain_page.markdown(result), encoding="utf-8")
 
@@ -211,10 +211,10 @@ def judged(sets: Mapping[str, tuple[Any, Any]], bank: Any, query: Any) -> dict[s
     return found
 
 
-def speed(folder: Path, data: str) -> dict[str, Any]:
+def speed(name: str, folder: Path, data: str) -> dict[str, Any]:
     """Views per second of the CIFAR-10 recipe in either precision, ``_ROUNDS`` short runs of each in turns."""
     found: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    changes = [change.replace("DATA", data) for change in _CIFAR]
+    changes = [change.replace("DATA", data) for change in (*_CIFAR, *SPEEDS[name])]
     changes += ["data.test=", "data.limit=2000", "probe.samples=500", "training.steps=30", "training.log_every=10"]
     for _ in range(_ROUNDS):
         for precision, rates in found.items():
@@ -222,7 +222,13 @@ def speed(folder: Path, data: str) -> dict[str, Any]:
                 train("pretrain-cifar10", [*changes, f"training.precision={precision}", f"output={output}/run"])
                 lines = map(json.loads, (Path(output) / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
                 rates.append(statistics.mean([line["views_per_s"] for line in lines if "parts" in line][1:]))
-    return {"recipe": "pretrain-cifar10", "views_per_s": found, "ratio": results.ratio(found["bf16"], found["fp32"])}
+    return {"name": name, "views_per_s": found, "ratio": results.ratio(found["bf16"], found["fp32"])}
+
+
+def _read(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows that are there."""
+    paths = [folder / f"{name}.json" for name in names]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 The ways that transformers has for them cannot be exported, or not well: a loop over the experts that were hit branches
 on data, grouped products are an operator of its own, and batched ones copy the weights of an expert once for each
-token. Written out, an expert that a token was not routed to counts with weight 0. That computes more than was asked
-for, by the number of experts over those that a token takes.
+token. Written out they are two plain products, and an expert that a token was not routed to counts with weight 0. That
+computes more than was asked for, by the number of experts over those that a token takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_NAME = "deploykit_plain"
+_NAME, _UP, _DOWN = "deploykit_plain", "deploykit_up", "deploykit_down"
 _SETTING = "_experts_implementation_internal"
 
 
@@ -30,12 +30,18 @@ def plain_experts(module: torch.nn.Module) -> Iterator[None]:
     configs = {id(config): config for part in module.modules() if (config := getattr(part, "config", None)) is not None}
     held = [config for config in configs.values() if getattr(config, _SETTING, None) is not None]
     before = [getattr(config, _SETTING) for config in held]
+    parts = [part for part in module.modules() if hasattr(part, "_is_expert_parallel") and hasattr(part, "down_proj")]
     ALL_EXPERTS_FUNCTIONS[_NAME] = experts
     for config in held:
         setattr(config, _SETTING, _NAME)
+    for part in parts:
+        _lay_side_by_side(part)
     try:
         yield
     finally:
+        for part in parts:
+            for name in (_UP, _DOWN):
+                delattr(part, name)
         for config, value in zip(held, before, strict=True):
             setattr(config, _SETTING, value)
         del ALL_EXPERTS_FUNCTIONS[_NAME]
@@ -47,23 +53,26 @@ def experts(
     """What the experts of transformers' ``module`` give: tokens [n, width], routed by index and weight [n, k]."""
     import torch
 
-    up = module.gate_up_proj if module.has_gate else module.up_proj
-    up_bias, down_bias = None, None
+    count = module.down_proj.shape[0]
+    inner = (hidden_states @ getattr(module, _UP)).unflatten(-1, (count, -1))  # [n, experts, inner]
     if module.has_bias:
-        up_bias = module.gate_up_proj_bias if module.has_gate else module.up_proj_bias
-        down_bias = module.down_proj_bias
-    inner = _each(hidden_states.unsqueeze(0), up, up_bias, module.is_transposed)
+        inner = inner + (module.gate_up_proj_bias if module.has_gate else module.up_proj_bias)
     inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
-    outer = _each(inner, module.down_proj, down_bias, module.is_transposed)
-    if module.has_post_expert_norm:
-        outer = module.post_expert_norm(outer)
-    numbers = torch.arange(up.shape[0], device=top_k_index.device)
+    numbers = torch.arange(count, device=top_k_index.device)
     routed = (top_k_index.unsqueeze(-1) == numbers).to(top_k_weights.dtype)  # [n, k, experts]
-    weights = (routed * top_k_weights.unsqueeze(-1)).sum(dim=1).transpose(0, 1)
-    return (outer * weights.unsqueeze(-1)).sum(dim=0).to(hidden_states.dtype)
+    weights = (routed * top_k_weights.unsqueeze(-1)).sum(dim=1)
+    if module.has_post_expert_norm:
+        each = (inner.unsqueeze(2) @ getattr(module, _DOWN).unflatten(0, (count, -1))).squeeze(2)
+        each = module.post_expert_norm(each + module.down_proj_bias if module.has_bias else each)
+        return (each * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+    outer = (inner * weights.unsqueeze(-1)).flatten(1) @ getattr(module, _DOWN)  # the product sums the experts
+    return (outer + weights @ module.down_proj_bias if module.has_bias else outer).to(hidden_states.dtype)
 
 
-def _each(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, is_transposed: bool) -> torch.Tensor:
-    """[1 or experts, n, in] through each expert's own weight; [experts, n, out]."""
-    product = tokens @ (weight if is_transposed else weight.transpose(1, 2))
-    return product if bias is None else product + bias.unsqueeze(1)
+def _lay_side_by_side(part: Any) -> None:
+    """The weights of all experts as one matrix [width, experts * inner] and one [experts * inner, width]."""
+    up, down = part.gate_up_proj if part.has_gate else part.up_proj, part.down_proj
+    if not part.is_transposed:
+        up, down = up.transpose(1, 2), down.transpose(1, 2)
+    part.register_buffer(_UP, up.detach().transpose(0, 1).flatten(1).contiguous(), persistent=False)
+    part.register_buffer(_DOWN, down.detach().flatten(0, 1).contiguous(), persistent=False)

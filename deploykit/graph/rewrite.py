@@ -17,6 +17,7 @@ from deploykit.graph.dims import elements, origins, reshape_target
 from deploykit.graph.edit import add_constant, array_of, insert, perm_of, replace
 from deploykit.graph.einsum import einsums_to_products
 from deploykit.graph.fourier import transforms_to_products
+from deploykit.graph.pools import whole_pools_to_global
 
 if TYPE_CHECKING:
     import onnx
@@ -50,6 +51,7 @@ def clean_ir(model: ir.Model) -> None:
         fold_branches(graph)
         transforms_to_products(graph)
         einsums_to_products(graph)
+        whole_pools_to_global(graph)
         transposes_from_reshapes(graph)
         masks.fills_to_additive(graph)
         for site in attention_sites(graph):

@@ -66,6 +66,15 @@ def test_the_page_counts_and_gives_reasons():
     assert "– " in page
 
 
+def test_what_was_lowered_is_added_to_the_row():
+    more = {"results": {"export": {"result": "hang"}, "onnxruntime-int8": {"result": "proven"}}, "seconds": 4.0}
+    row = coverage.added(ROWS["bert"], {**more, "peak_mib": 900})
+    assert (row["stages"], row["seconds"], row["peak_mib"]) == ("all", 13.0, 900)
+    assert row["results"] == {**ROWS["bert"]["results"], "onnxruntime-int8": {"result": "proven"}}
+    stopped = coverage.added(ROWS["odd"], {})
+    assert coverage_page.end_of(stopped, "openvino-int8") == "hang"
+
+
 def test_the_last_row_of_a_name_stands(tmp_path):
     path = tmp_path / "deploykit.jsonl"
     path.write_text("".join(json.dumps({"name": "bert", "seconds": s}) + "\n" for s in (1, 2)))

@@ -63,11 +63,13 @@ def test_the_page_holds_every_figure():
     pairs |= {"raw input": pairs["trained"], "start": {"held_out": {}, "test": {"spearman": 51.25, "n": 1500}}}
     labels = {"random initialisation": {"test": {"accuracy": 81.25, "n": 1000}}}
     result = {
-        "speed": {
-            "recipe": "pretrain-x",
-            "views_per_s": {"fp32": [500.0, 520.0], "bf16": [1100.0, 1200.0]},
-            "ratio": {"median": 2.25, "low": 2.2, "high": 2.3, "n": 2, "confidence": 0.5},
-        },
+        "speed": [
+            {
+                "name": "whole",
+                "views_per_s": {"fp32": [500.0, 520.0], "bf16": [1100.0, 1200.0]},
+                "ratio": {"median": 2.25, "low": 2.2, "high": 2.3, "n": 2, "confidence": 0.5},
+            }
+        ],
         "machine": {"cpu": "A CPU", "cores": 2, "id": "abc"},
         "software": {"torch": "2"},
         "rows": [
@@ -81,7 +83,7 @@ def test_the_page_holds_every_figure():
     assert "| x | pretrain-x | **60.00** | 60.00 | 60.00 | **65.00** | 65.00 | 65.00 | 1,000 |" in page
     assert "81.25 % (n 1,000). Without labels the linear probe of x reaches 80% of that." in page
     assert "from 51.25 to 57.50 (n 1,500 pairs)" in page
-    assert "1,150 views/s in bfloat16 and 510 in float32: 2.25 times as fast [2.20, 2.30] (n 2" in page
+    assert "| whole | 1,150 | 510 | 2.25 [2.20, 2.30], 50% | 2 |" in page
     assert "told 80 to 90 %" in page
     assert "| x | 1,100 | 400 | 780 | 1.0 % |" in page
     assert "| x | onnxruntime-int8 | 65.00 | 64.50 | -0.50 | 1,000 |" in page

@@ -51,10 +51,11 @@ def test_all_experts_weighed_are_the_chosen_ones_summed(name):
 
 def test_afterwards_the_model_is_as_before():
     module = model("mixtral")
-    before = module.config._experts_implementation
+    before, names = module.config._experts_implementation, [name for name, _ in module.named_buffers()]
     with plain_experts(module):
         assert module.config._experts_implementation != before
     assert module.config._experts_implementation == before
+    assert [name for name, _ in module.named_buffers()] == names
     with pytest.raises(ZeroDivisionError), plain_experts(module):
         raise ZeroDivisionError
     assert module.config._experts_implementation == before
