@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from deploykit.sources import Source
 
 BATCHES = (1, 2, 5)
+_LONG_TOKENS = 128
+"""Above it the largest batch is left out: it takes half of the time of a whole proof, and two rows show already what a
+batch does at such a length.
+"""
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -65,10 +69,11 @@ class Score:
 
 
 def matrix(sizes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
-    """Every batch size x every combination of the axes' sizes, smallest first."""
+    """Every batch size x every combination of the axes' sizes, smallest first; of long texts the smaller batches."""
     axes = list(sizes)
     points = itertools.product(BATCHES, *(sizes[axis] for axis in axes))
-    return [{"batch": point[0], **dict(zip(axes, point[1:], strict=True))} for point in points]
+    named = [{"batch": point[0], **dict(zip(axes, point[1:], strict=True))} for point in points]
+    return [at for at in named if at["batch"] < max(BATCHES) or at.get("length", 0) <= _LONG_TOKENS]
 
 
 def make_cases(
@@ -101,6 +106,19 @@ def make_cases(
             )
         cases.append(Case(at, feeds, answer, others))
     return cases
+
+
+def one_batch_a_size(cases: Sequence[Case]) -> list[Case]:
+    """Of every combination of the axes' sizes one case, the batch sizes taking turns; all of one combination alone.
+
+    What a second way through an engine is proven with, whose graph was proven at all of them.
+    """
+    by_size: dict[tuple[int, ...], list[Case]] = {}
+    for case in cases:
+        by_size.setdefault(tuple(size for axis, size in case.at.items() if axis != "batch"), []).append(case)
+    if len(by_size) == 1:
+        return list(cases)
+    return [found[place % len(found)] for place, found in enumerate(by_size.values())]
 
 
 def write_cases(cases: Sequence[Case], folder: Path, name: str = "proof") -> None:

@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 
 from deploykit.errors import InputError, ProofError
-from deploykit.graph.prove import Case, Tolerance, matrix, prove, prove_outputs, read_cases, score, write_cases
+from deploykit.graph.prove import (
+    Case,
+    Tolerance,
+    matrix,
+    one_batch_a_size,
+    prove,
+    prove_outputs,
+    read_cases,
+    score,
+    write_cases,
+)
 
 STRICT, LOOSE = Tolerance(0.99999, 2e-3), Tolerance(0.995, 0.15)
 
@@ -24,6 +34,16 @@ def answers(cases, wrong=lambda at: False):
 def test_the_matrix_has_every_batch_at_every_length():
     assert len(matrix({"length": (1, 7, 64)})) == 9
     assert {"batch": 5, "length": 64} in matrix({"length": (1, 7, 64)})
+    long = matrix({"length": (128, 512)})
+    assert [(at["batch"], at["length"]) for at in long] == [(1, 128), (1, 512), (2, 128), (2, 512), (5, 128)]
+
+
+def test_every_length_and_every_batch_are_among_one_batch_a_size():
+    some = one_batch_a_size(cases_over((1, 7, 32, 64)))
+    assert [case.at["length"] for case in some] == [1, 7, 32, 64]
+    assert {case.at["batch"] for case in some} == {1, 2, 5}
+    fixed = [Case({"batch": batch}, {}, np.ones((batch, 3))) for batch in (1, 2, 5)]
+    assert one_batch_a_size(fixed) == fixed
 
 
 def test_equal_answers_pass_with_cosine_one():

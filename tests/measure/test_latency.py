@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from deploykit.measure import latency
@@ -30,3 +33,16 @@ def test_warm_up_ends_with_the_block(seconds, calls, timed):
     assert min(times) >= seconds * 1000
     if seconds > latency._BLOCK_SECONDS:
         assert (engine.calls, len(times)) == (2, 1)
+
+
+@pytest.mark.parametrize(("enough", "rounds"), [(0.0, 6), (60.0, latency.ROUNDS)])
+def test_slow_models_are_measured_in_as_few_rounds_as_give_an_interval(monkeypatch, enough, rounds):
+    monkeypatch.setattr(latency, "_ENOUGH_SECONDS", enough)
+    monkeypatch.setattr(
+        latency, "open_engine", lambda *given: SimpleNamespace(run=lambda feeds: None, close=lambda: None)
+    )
+    monkeypatch.setattr(latency, "_block", lambda engine, feeds: [1.0, 2.0, 4.0])
+    feeds = {"single": {"x": np.zeros((1, 3))}, "batch": {"x": np.zeros((8, 3))}}
+    found = latency.compare([latency.Subject("it", "onnxruntime", Path("m"), {})], None, feeds)["it"]
+    assert [found[name]["blocks"] for name in feeds] == [rounds, rounds]
+    assert found["single"]["calls"] == 3 * rounds
