@@ -41,8 +41,17 @@ def test_slow_models_are_measured_in_as_few_rounds_as_give_an_interval(monkeypat
     monkeypatch.setattr(
         latency, "open_engine", lambda *given: SimpleNamespace(run=lambda feeds: None, close=lambda: None)
     )
-    monkeypatch.setattr(latency, "_block", lambda engine, feeds: [1.0, 2.0, 4.0])
+    monkeypatch.setattr(latency, "_block", lambda engine, feeds, warm: [1.0, 2.0, 4.0])
     feeds = {"single": {"x": np.zeros((1, 3))}, "batch": {"x": np.zeros((8, 3))}}
     found = latency.compare([latency.Subject("it", "onnxruntime", Path("m"), {})], None, feeds)["it"]
     assert [found[name]["blocks"] for name in feeds] == [rounds, rounds]
     assert found["single"]["calls"] == 3 * rounds
+
+
+def test_a_slow_model_is_warmed_up_once(monkeypatch):
+    engine = Engine(1.5 * latency._BLOCK_SECONDS)
+    engine.close = lambda: None
+    monkeypatch.setattr(latency, "open_engine", lambda *given: engine)
+    monkeypatch.setattr(latency, "ROUNDS", 3)
+    latency.compare([latency.Subject("it", "onnxruntime", Path("m"), {})], None, {"single": {"x": np.zeros((1, 3))}})
+    assert engine.calls == 1 + 3
