@@ -64,9 +64,13 @@ def experts(
     if module.has_post_expert_norm:
         each = (inner.unsqueeze(2) @ getattr(module, _DOWN).unflatten(0, (count, -1))).squeeze(2)
         each = module.post_expert_norm(each + module.down_proj_bias if module.has_bias else each)
-        return (each * weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
-    outer = (inner * weights.unsqueeze(-1)).flatten(1) @ getattr(module, _DOWN)  # the product sums the experts
-    return (outer + weights @ module.down_proj_bias if module.has_bias else outer).to(hidden_states.dtype)
+        result: torch.Tensor = (each * weights.unsqueeze(-1)).sum(dim=1)
+        return result.to(hidden_states.dtype)
+    outer: torch.Tensor = (inner * weights.unsqueeze(-1)).flatten(1) @ getattr(
+        module, _DOWN
+    )  # the product sums the experts
+    outer = outer + weights @ module.down_proj_bias if module.has_bias else outer
+    return outer.to(hidden_states.dtype)
 
 
 def _lay_side_by_side(part: Any) -> None:
