@@ -31,7 +31,8 @@ def whole_pools_to_global(graph: ir.Graph) -> int:
 
 def _covers(node: ir.Node, sizes: list[object]) -> bool:
     pads, dilations = ([*node.attributes[name].as_ints()] if name in node.attributes else [] for name in _PLAIN)
-    if any(pads) or any(step != 1 for step in dilations) or "auto_pad" in node.attributes:
+    padded_by_itself = "auto_pad" in node.attributes and node.attributes["auto_pad"].as_string() != "NOTSET"
+    if any(pads) or any(step != 1 for step in dilations) or padded_by_itself:
         return False
     window = node.attributes["kernel_shape"].as_ints()
     return all(isinstance(size, int) and edge >= size for edge, size in zip(window, sizes, strict=True))

@@ -25,7 +25,7 @@ def model(operator, size=(3, 5), **attributes):
 @pytest.mark.parametrize(("operator", "reduce"), [("AveragePool", np.mean), ("MaxPool", np.max)])
 @pytest.mark.parametrize("window", [(3, 5), (640, 640)])
 def test_a_window_as_large_as_the_input_is_a_global_pool(operator, reduce, window):
-    given = model(operator, kernel_shape=window, strides=window, ceil_mode=1)
+    given = model(operator, kernel_shape=window, strides=window, ceil_mode=1, pads=(0, 0, 0, 0), auto_pad="NOTSET")
     assert whole_pools_to_global(given.graph) == 1
     x = np.random.default_rng(0).standard_normal((2, 4, 3, 5)).astype(np.float32)
     proto = ir.to_proto(given)
