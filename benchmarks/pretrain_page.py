@@ -107,7 +107,8 @@ def _told(rows: list[Mapping[str, Any]]) -> list[str]:
 def _time(row: Mapping[str, Any]) -> str:
     steps = f"{row['training']['steps']:,}" if not row["supervised"] else "12 epochs"
     seconds = f"{row['seconds']:,.0f} | {row['cpu_seconds']:,.0f}"
-    return f"| {row['name']} | {steps} | {seconds} | {100 * row['data_wait']:.1f} % |"
+    waited = "–" if row["supervised"] else f"{100 * row['data_wait']:.1f} %"  # its one step says nothing
+    return f"| {row['name']} | {steps} | {seconds} | {waited} |"
 
 
 def _speed(measured: Sequence[Mapping[str, Any]]) -> list[str]:
