@@ -18,6 +18,7 @@ from benchmarks.coverage_more import EVERY
 if TYPE_CHECKING:
     from deploykit.pipeline.run import Event, Outcome
 
+_LOWERED = ("onnxruntime", "openvino", "tensorrt")
 _POLL_S = 0.05
 _STEP_SHARE = 0.8
 _LATE = "was still running after"
@@ -53,7 +54,7 @@ def with_deploykit(entry: Architecture, folder: Path, stages: str, step_s: int) 
             folder,
             output=folder.with_suffix(".bundle"),
             variants={
-                "targets": ["onnxruntime", "openvino", *(["tensorrt"] if lowered else [])],
+                "targets": list(_LOWERED) if lowered else ["onnxruntime", "openvino"],
                 "precisions": ["int8" if lowered else "fp32"],
             },
             settings={"timeout_s": step_s},
@@ -86,11 +87,15 @@ def wait(process: int, timeout_s: float) -> int | None:
 
 def _results(outcome: Outcome, proven: Iterable[str]) -> Results:
     """A result for the export and for every variant; a variant fails at its first step that fails."""
+    from deploykit.precisions import int8
+
+    of_form = {f"int8@{int8.FORMS[target]}": f"{target}-int8" for target in _LOWERED}
     results: Results = {"export": {"result": "proven"}}
     results |= {name: {"result": "proven"} for name in proven}
     for refused in outcome.refused:
         fact = _refused(refused["error"], refused["reason"], refused.get("hint", ""))
-        results[refused["variant"]] = {**fact, "step": refused["step"]}
+        name = of_form.get(refused["variant"], refused["variant"])  # a form that was not lowered is of one target here
+        results[name] = {**fact, "step": refused["step"]}
     return results
 
 
