@@ -18,6 +18,7 @@ import numpy as np
 
 from deploykit.errors import BundleError, DeploykitError, ExportError, InputError, ProofError
 from deploykit.graph import prove
+from deploykit.graph.plain_weights import plain_weights
 from deploykit.graph.time_limit import at_most
 from deploykit.graph.weights import ONE_FILE, constant_bytes
 from deploykit.runtime.manifest import Card, TensorSpec
@@ -68,6 +69,8 @@ def export(source: Source, options: ExportOptions, out: Path) -> tuple[Exported,
     path = out / "model.onnx"
     if source.model_path is not None:
         return _adopt(source, source.model_path, path)
+    if source.module is not None:
+        plain_weights(source.module)
     cases = prove.make_cases(source, reference(source), further(source))
     failures: list[tuple[str, Exception]] = []
     exporters = EXPORTERS if options.exporter == "auto" else (options.exporter,)
