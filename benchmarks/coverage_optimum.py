@@ -82,6 +82,7 @@ def _completed(feeds: dict[str, np.ndarray], inputs: Sequence[str]) -> dict[str,
         "input_ids": tokens,
         "attention_mask": np.ones_like(tokens),
         "token_type_ids": np.zeros_like(tokens),
+        "position_ids": np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy(),
         "pixel_values": np.full((batch, 3, _EDGE, _EDGE), 0.5, np.float32),
     }
     return {name: feeds[name] if name in feeds else others[name] for name in inputs}
