@@ -37,7 +37,7 @@ def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
         modality="image",
         module=module,
         inputs=processing.inputs,
-        make_inputs=lambda batch, sizes, seed: {spec.name: pixels(spec, batch, sizes, seed)},
+        make_inputs=lambda batch, sizes, seed: {spec.name: pixels(spec, batch, sizes, seed, processing.preprocess)},
         sizes=_sizes(module, spec, _first_sizes(processing), checkpoint.architecture),
         preprocess=processing.preprocess,
         pooling=pooling,
@@ -107,15 +107,30 @@ def _patches(checkpoint: Checkpoint, inputs: torch.Tensor) -> int | None:
     return drawn[0] if drawn else None
 
 
-def pixels(spec: TensorSpec, batch: int, sizes: Mapping[str, int], seed: int) -> torch.Tensor:
-    """Smooth random images, about normal: white noise alone would average out in every pooling."""
+def pixels(
+    spec: TensorSpec, batch: int, sizes: Mapping[str, int], seed: int, preprocess: Mapping[str, Any] | None = None
+) -> torch.Tensor:
+    """Smooth random images, about normal: white noise alone would average out in every pooling.
+
+    With ``preprocess`` (the card's) no value is one that it cannot make of a picture: int8 has no range for others.
+    """
     import torch
 
     channels, height, width = (sizes.get(a, 0) if isinstance(a, str) else a for a in spec.shape[1:])
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, channels, 4, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
-    return smooth + 0.3 * torch.randn(batch, channels, height, width, generator=generator)
+    made = smooth + 0.3 * torch.randn(batch, channels, height, width, generator=generator)
+    return made if preprocess is None else made.clamp(*_bounds(preprocess))
+
+
+def _bounds(preprocess: Mapping[str, Any]) -> tuple[float, float]:
+    """What a black and a white picture become, in the channel where that is farthest out."""
+    ends = []
+    for byte in (0.0, 255.0):
+        value = byte * preprocess["rescale"] - preprocess["offset"]
+        ends += [(value - mean) / std for mean, std in zip(preprocess["mean"], preprocess["std"], strict=True)]
+    return min(ends), max(ends)
 
 
 def _first_sizes(processing: Any) -> dict[str, int]:

@@ -90,7 +90,7 @@ def open(spec: str, options: Options) -> Source:
             modality=card["modality"]["name"],
             module=module.eval().requires_grad_(False),
             inputs=inputs,
-            make_inputs=lambda batch, sizes, seed: _make(adapter.space, inputs, batch, sizes, seed),
+            make_inputs=lambda batch, sizes, seed: _make(adapter.space, inputs, preprocess, batch, sizes, seed),
             sizes=sizes,
             preprocess=preprocess,
             pooling=str(card["pooling"]),
@@ -119,7 +119,12 @@ def _length(options: Options, longest: int) -> int:
 
 
 def _make(
-    space: Any, inputs: tuple[TensorSpec, ...], batch: int, sizes: Mapping[str, int], seed: int
+    space: Any,
+    inputs: tuple[TensorSpec, ...],
+    preprocess: Mapping[str, Any],
+    batch: int,
+    sizes: Mapping[str, int],
+    seed: int,
 ) -> dict[str, torch.Tensor]:
     """Ids with padding in every row but the first, or smooth random pictures."""
     import torch
@@ -127,7 +132,8 @@ def _make(
     if len(inputs) == 1:
         from deploykit.sources._image import pixels
 
-        return {inputs[0].name: pixels(inputs[0], batch, sizes, seed)}
+        pictures = preprocess if preprocess["kind"] == "image" else None
+        return {inputs[0].name: pixels(inputs[0], batch, sizes, seed, pictures)}
     generator = torch.Generator().manual_seed(seed)
     length = sizes["length"]
     ids = torch.randint(space.reserved, space.vocabulary, (batch, length), generator=generator)

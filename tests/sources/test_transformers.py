@@ -75,6 +75,15 @@ def test_the_input_that_a_model_takes_counts_before_the_one_that_its_class_inher
     assert source.module(**inputs(source, 2)).shape == (2, 24)
 
 
+def test_pictures_to_prove_with_hold_nothing_that_preprocessing_cannot_make(models):
+    source = open_source(str(models("vit")))
+    made = source.card.preprocess
+    channels = list(zip(made["mean"], made["std"], strict=True))
+    ends = [(byte * made["rescale"] - made["offset"] - mean) / std for byte in (0, 255) for mean, std in channels]
+    values = torch.cat([source.make_inputs(5, {}, seed)["pixel_values"].flatten() for seed in range(3)])
+    assert min(ends) <= values.min() < 0 < values.max() <= max(ends)
+
+
 @pytest.mark.parametrize("name", ["bert", "wav2vec2"])
 def test_padding_changes_no_vector(models, name):
     source = open_source(str(models(name)), Options(max_length=4000) if name == "wav2vec2" else None)
