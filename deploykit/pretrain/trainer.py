@@ -236,13 +236,17 @@ class _Swapped:
 
 
 class _Prefetch:
-    """The inputs of one part of a step after the other, made in a thread while the part before is trained on."""
+    """The inputs of one part of a step after the other, made in a thread while the part before is trained on.
+
+    On that thread torch computes with it alone: a second pool of threads would take the cores from the training, which
+    then is a tenth slower on two of them.
+    """
 
     def __init__(self, job: Job, device: torch.device, start: int, steps: int) -> None:
         self._job, self._device = job, device
         self._places = iter([(s, m) for s in range(start, steps) for m in range(job.options.accumulate)])
         self._orders = _orders(job)
-        self._thread = ThreadPoolExecutor(1, "deploykit-views")
+        self._thread = ThreadPoolExecutor(1, "deploykit-views", initializer=torch.set_num_threads, initargs=(1,))
         self._coming = self._submit()
 
     def next(self) -> tuple[list[Input], Draws]:
