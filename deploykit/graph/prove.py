@@ -27,6 +27,8 @@ _LONG_TOKENS = 128
 """Above it the largest batch is left out: it takes half of the time of a whole proof, and two rows show already what a
 batch does at such a length.
 """
+_EXACT = 0.99
+"""A precision whose tolerance is below this cosine quantizes: it may be off everywhere with every operator right."""
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -200,7 +202,7 @@ def prove_outputs(
 def _judged(scores: Sequence[Score], tolerance: Tolerance, what: str) -> dict[str, Any]:
     failed = [s for s in scores if not s.passes(tolerance)]
     if failed:
-        error = ProofError(_complaint(what, scores, failed, tolerance), hint=_advice(scores, failed))
+        error = ProofError(_complaint(what, scores, failed, tolerance), hint=_advice(scores, failed, tolerance))
         error.wrong_at = [s.at for s in failed]
         raise error
     worst = min(scores, key=lambda s: s.cosine)
@@ -229,9 +231,14 @@ def _complaint(what: str, scores: Sequence[Score], failed: Sequence[Score], tole
     )
 
 
-def _advice(scores: Sequence[Score], failed: Sequence[Score]) -> str:
+def _advice(scores: Sequence[Score], failed: Sequence[Score], tolerance: Tolerance) -> str:
     """Name the axis whose sizes separate the failures from the rest, when there is one."""
     if len(failed) == len(scores):
+        if tolerance.cosine < _EXACT:
+            return (
+                "every shape is wrong, so the ranges do not fit or too much is quantized: calibrate on your own data, "
+                "or take another precision"
+            )
         return "every shape is wrong, so an operator is: try the other exporter or another opset, or another precision"
     bad = {id(s) for s in failed}
     for axis in failed[0].at:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deploykit.errors import SourceError
-from deploykit.runtime.manifest import TensorSpec
+from deploykit.runtime.manifest import TensorSpec, from_json
+from deploykit.runtime.preprocess import audio
 from deploykit.sources import Options, _folder
 from deploykit.sources._assemble import Parts
 from deploykit.sources._checkpoint import Checkpoint, first_line, provenance
@@ -49,6 +52,38 @@ class AudioInput:
         return tensors
 
 
+@dataclass(frozen=True)
+class SpectrogramInput:
+    """The input of an encoder of spectrograms of one size, which ``preprocess`` (the card's) makes of sounds."""
+
+    spec: TensorSpec
+    preprocess: Mapping[str, Any]
+
+    def make(self, batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
+        """Spectrograms of noise: short and long, dark and bright, loud and soft.
+
+        White noise in the place of a spectrogram has values that no sound has, and int8 has no range for those.
+        """
+        import torch
+
+        options = from_json(audio.Options, {k: v for k, v in self.preprocess.items() if k != "kind"}, "preprocess")
+        assert options.mel is not None
+        reader = audio.Preprocessor(options, (self.spec,), {})
+        rng = np.random.default_rng(seed)
+        longest = options.mel.frames * options.mel.hop
+        sounds = [_noise(rng, int(longest * rng.uniform(0.2, 1.0))) for _ in range(batch)]
+        return {name: torch.from_numpy(array) for name, array in reader.collate(reader.items(sounds)).items()}
+
+
+def _noise(rng: np.random.Generator, samples: int) -> np.ndarray:
+    """Noise in -1…1 through a moving average of a random width, which swells and fades; float32 [samples]."""
+    width = int(rng.integers(1, 24))
+    sound = np.convolve(rng.standard_normal(samples + width - 1), np.ones(width) / width, mode="valid")
+    swelling = 0.55 + 0.45 * np.sin(rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(3, 30), samples))
+    loudest = np.abs(sound * swelling).max()
+    return np.asarray(10 ** rng.uniform(-2, -0.1) / loudest * sound * swelling, dtype=np.float32)
+
+
 def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
     """An audio encoder with the preprocessing of its feature extractor."""
     from deploykit.sources import _encoders
@@ -56,7 +91,7 @@ def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
     processing = audio_preprocess(folder)
     specs = _used(processing, checkpoint)
     rate = int(processing.preprocess["sampling_rate"])
-    probe = AudioInput(specs[:1], 1).make(2, {"samples": rate}, 0)[specs[0].name]
+    probe = _made(processing, specs[:1], 1).make(2, {"samples": rate}, 0)[specs[0].name]
     pooling, reason, rank = decide_pooling(checkpoint, options, probe)
     by_itself = pooling == "pooler"
     head = _encoders.Head([] if by_itself else [pooling], _encoders.stages(options, bool(options.normalize)))
@@ -65,7 +100,7 @@ def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
         pick = _encoders.feature_map
     encoder = _encoders.WaveformEncoder if specs[0].name == "input_values" else _encoders.FeatureEncoder
     module = encoder(checkpoint.body, checkpoint.method, pick, head).eval()
-    given, sizes = _lengths(module, specs, rate, options)
+    given, sizes = _lengths(module, processing, specs, options)
     found = Parts(
         name=_folder.folder_facts(folder)["name"],
         modality="audio",
@@ -79,7 +114,7 @@ def parts(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
         provenance=provenance("transformers", folder, checkpoint, reason),
         license=_folder.license_file(folder),
     )
-    if len(specs) == 1:
+    if len(specs) == 1 or not isinstance(given, AudioInput):
         return found
     alone = AudioInput(specs[:1], given.shortest)
     return replace(found, unpadded=lambda: (alone.specs, alone.make))
@@ -102,14 +137,21 @@ def _used(processing: Preprocessing, checkpoint: Checkpoint) -> tuple[TensorSpec
     return specs
 
 
+def _made(processing: Preprocessing, specs: tuple[TensorSpec, ...], shortest: int) -> AudioInput | SpectrogramInput:
+    if "samples" in specs[0].shape:
+        return AudioInput(specs, shortest)
+    return SpectrogramInput(specs[0], processing.preprocess)
+
+
 def _lengths(
-    module: nn.Module, specs: tuple[TensorSpec, ...], rate: int, options: Options
-) -> tuple[AudioInput, dict[str, tuple[int, ...]]]:
+    module: nn.Module, processing: Preprocessing, specs: tuple[TensorSpec, ...], options: Options
+) -> tuple[AudioInput | SpectrogramInput, dict[str, tuple[int, ...]]]:
     """The input with its shortest length, found by trying, and the lengths that a proof covers."""
     if "samples" not in specs[0].shape:
         if options.max_length is not None:
             raise SourceError("this encoder takes spectrograms of one size", hint="leave max_length out")
-        return AudioInput(specs, 1), {}
+        return _made(processing, specs, 1), {}
+    rate = int(processing.preprocess["sampling_rate"])
     longest = options.max_length or LONGEST_SECONDS * rate
     shortest = _shortest(module, specs[:1], longest)
     wanted = {shortest, 3 * shortest + 1, rate // 4 + 3, rate, longest}

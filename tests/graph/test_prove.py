@@ -70,7 +70,14 @@ def test_everything_wrong_points_at_an_operator():
     cases = cases_over((1, 7))
     with pytest.raises(ProofError) as caught:
         prove(cases, answers(cases, lambda at: True), STRICT, "model")
-    assert "every shape is wrong" in caught.value.hint
+    assert "every shape is wrong, so an operator is" in caught.value.hint
+
+
+def test_everything_wrong_after_quantization_points_at_ranges():
+    cases = cases_over((1, 7))
+    with pytest.raises(ProofError) as caught:
+        prove(cases, answers(cases, lambda at: True), Tolerance(cosine=0.9, relative_error=0.5), "model")
+    assert "calibrate on your own data" in caught.value.hint
 
 
 @pytest.mark.parametrize("bad", [np.full((2, 6), np.nan), np.zeros((2, 6)), np.ones((1, 6)), np.full((2, 6), np.inf)])

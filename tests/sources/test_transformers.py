@@ -50,6 +50,17 @@ def test_every_modality_opens_and_runs(models, name):
             assert torch.isfinite(vectors).all()
 
 
+def test_spectrograms_of_a_proof_are_such_as_the_feature_extractor_makes(models):
+    """Whisper's: the loudest value less 2 at the least, so no range of values is wider."""
+    source = open_source(str(models("whisper")))
+    made = inputs(source, 5)["input_features"]
+    assert made.shape == (5, *source.card.inputs[0].shape[1:])
+    assert float((made.amax(dim=(1, 2)) - made.amin(dim=(1, 2))).max()) <= 2 + 1e-5
+    assert torch.equal(made, inputs(source, 5)["input_features"])
+    assert not torch.equal(made, inputs(source, 5, seed=1)["input_features"])
+    assert len(torch.unique(made.flatten(1), dim=0)) == 5
+
+
 def test_a_tower_that_was_saved_by_itself_opens_by_its_own_class(tmp_path):
     config = transformers.BlipVisionConfig(
         hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8
