@@ -74,6 +74,11 @@ def _line(line: Mapping[str, Any]) -> str:
         figures = "  ".join(f"{key} {value}" for key, value in line["probe"].items())
         alarm = "  WARNING: the embeddings have collapsed" if line["probe"].get("collapsed") else ""
         return f"  probe at step {line['step']}: {figures}{alarm}"
+    if "finetune" in line:
+        return (
+            f"  fine-tuning, {line['finetune']}: epoch {line['epoch']:.2f}  step {line['step']}/{line['steps']}  "
+            f"loss {line['loss']:.4f}  {line['inputs_per_s']:.0f} inputs/s  lr {line['lr']:.2e}"
+        )
     parts = "".join(f"  {name} {value:.4f}" for name, value in line["parts"].items())
     return (
         f"  epoch {line['epoch']:.2f}  step {line['step']}/{line['steps']}  loss {line['loss']:.4f}{parts}  "

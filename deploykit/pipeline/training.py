@@ -77,6 +77,11 @@ def line_text(line: Mapping[str, Any]) -> str:
     """One line of the metrics, for people."""
     if "probe" in line:
         return f"probe at step {line['step']}: {_shown(line['probe'])}"
+    if "finetune" in line:
+        return (
+            f"fine-tuning, {line['finetune']}: epoch {line['epoch']:.2f}, step {line['step']} of {line['steps']}, "
+            f"loss {line['loss']:.4f}, {line['inputs_per_s']:.0f} inputs/s, lr {line['lr']:.2e}"
+        )
     return (
         f"epoch {line['epoch']:.2f}, step {line['step']} of {line['steps']}, loss {line['loss']:.4f}, "
         f"{line['views_per_s']:.0f} views/s, data wait {100 * line['data_wait']:.1f} %, lr {line['lr']:.2e}"

@@ -118,7 +118,7 @@ class FinetuneSection:
 
     ``epochs`` 0: none. It learns from the labels of the data that the probes learn from, all of them; ``augment``: on
     one view of each input. ``precision``: bf16 is autocast. ``begin``: with the trained encoder, with the same encoder
-    untrained, which is supervised training, or with each in its turn.
+    untrained, which is supervised training, or with each in its turn. ``log_every`` counts steps.
     """
 
     epochs: float = 0.0
@@ -128,6 +128,7 @@ class FinetuneSection:
     augment: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
     begin: Literal["both", "trained", "untrained"] = "both"
+    log_every: int = 50
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,7 @@ def _check(recipe: PretrainRecipe, place: str) -> None:
         (len(training.betas) != 2, f"training.betas are {list(training.betas)}", "give two numbers"),
         (training.grouped < 0, f"training.grouped is {training.grouped}", "give 0 for none, or more"),
         (training.log_every < 1 or training.save_every < 1, "log_every or save_every is below 1", "give 1 or more"),
+        (recipe.finetune.log_every < 1, f"finetune.log_every is {recipe.finetune.log_every}", "give 1 or more"),
         (bool(data.test and data.test_names), "data has test and test_names", "leave one of them out"),
         (
             bool(data.names) and data.names.count("{label}") != 1,

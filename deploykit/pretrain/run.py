@@ -46,7 +46,8 @@ class Outcome:
 def pretrain(
     recipe: PretrainRecipe, *, resume: bool = False, on_line: Callable[[dict[str, Any]], None] | None = None
 ) -> Outcome:
-    """Carry out a recipe. ``resume`` goes on from the last checkpoint of its folder; ``on_line`` gets every metric.
+    """Carry out a recipe. ``resume`` goes on from the last checkpoint of its folder; ``on_line`` gets every metric,
+    and the lines of fine-tuning, which have the key ``finetune``.
 
     Raises `BusyError` when the folder holds another run, `InputError` and `RecipeError` for what cannot be trained
     on, `CheckError` when the loss is no longer a number.
@@ -98,7 +99,7 @@ def pretrain(
         **_facts(recipe, encoder, adapter, held, digest),
         "training": {**figures, "device": str(accelerator.device), "processes": accelerator.num_processes},
         "probes": _probes(judge, encoder, untrained.to(accelerator.device), begun and begun.to(accelerator.device)),
-        **_finetuned(recipe, judge, learn, encoder, untrained),
+        **_finetuned(recipe, judge, learn, (encoder, untrained), on_line if accelerator.is_main_process else None),
     }
     card["judging"] = {"seconds": round(time.perf_counter() - clock, 1)}
     if accelerator.is_main_process:
@@ -267,17 +268,21 @@ def _probes(judge: Judge, encoder: nn.Module, untrained: nn.Module, begun: nn.Mo
 
 
 def _finetuned(
-    recipe: PretrainRecipe, judge: Judge, learn: Held, encoder: nn.Module, untrained: nn.Module
+    recipe: PretrainRecipe,
+    judge: Judge,
+    learn: Held,
+    encoders: tuple[nn.Module, nn.Module],
+    tell: Callable[[dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
-    """The card's entry on fine-tuning; empty where none was asked for."""
+    """The card's entry on fine-tuning the ``encoders``, trained and untrained; empty where none was asked for."""
     if not recipe.finetune.epochs:
         return {}
     from deploykit.pretrain import finetune
 
     sets = {"learn": learn, "held_out": judge.query} | ({} if judge.test is None else {"test": judge.test})
-    begins = {"trained": ("trained", encoder), "untrained": ("random initialisation", untrained)}
-    encoders = dict(pair for begin, pair in begins.items() if recipe.finetune.begin in (begin, "both"))
-    return {"finetuned": finetune.figures(encoders, judge.adapter, sets, recipe.finetune, recipe.seed)}
+    begins = {"trained": ("trained", encoders[0]), "untrained": ("random initialisation", encoders[1])}
+    chosen = dict(pair for begin, pair in begins.items() if recipe.finetune.begin in (begin, "both"))
+    return {"finetuned": finetune.figures(chosen, judge.adapter, sets, recipe.finetune, recipe.seed, tell)}
 
 
 def _facts(recipe: PretrainRecipe, encoder: Any, adapter: Any, held: Held, digest: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from deploykit.cli.pretrain import _line
 from deploykit.errors import CheckError, RecipeError
+from deploykit.pipeline.training import line_text
 from deploykit.pretrain import run
 from deploykit.pretrain.recipe import PretrainRecipe
 from tests.pretrain import made
@@ -35,6 +37,22 @@ def test_one_of_both_alone_can_be_fine_tuned(tmp_path, squares, begin, row):
     both = run.pretrain(tuned(tmp_path / "both", squares, SHORT)).card["finetuned"]
     alone = run.pretrain(tuned(tmp_path / "run", squares, {**SHORT, "begin": begin})).card["finetuned"]
     assert alone == {row: both[row]}
+
+
+def test_fine_tuning_tells_a_line_per_so_many_steps_of_each_encoder(tmp_path, squares):
+    lines = []
+    recipe = tuned(tmp_path / "run", squares, {**SHORT, "log_every": 12})
+    run.pretrain(recipe, on_line=lines.append)
+    told = [line for line in lines if "finetune" in line]
+    assert [(line["finetune"], line["step"]) for line in told] == [
+        (name, step) for name in ("trained", "random initialisation") for step in (12, 24, 30)
+    ]
+    assert told[0]["epoch"] == 4
+    assert told[2]["loss"] < told[0]["loss"]
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "finetune" not in metrics  # they are the encoder's; a resumed run cuts them by its steps
+    for text in (line_text, _line):
+        assert "fine-tuning, trained: epoch 4.00" in text(told[0])
 
 
 def test_the_exported_encoder_is_the_one_before_fine_tuning(tmp_path, squares):
