@@ -18,6 +18,8 @@ from deploykit.sources._text import TOKENIZER, TextInput, head_size_of, is_causa
 if TYPE_CHECKING:
     from torch import nn
 
+    from deploykit.sources._encoders import TextEncoder
+
 _FEW_TOKENS = 4
 """A text of fewer may be filled up with padding that the model reads: it is blank, or a word or two."""
 
@@ -27,13 +29,15 @@ class Pooled:
     """How token vectors become an embedding.
 
     ``modes`` are side by side, none where the model pools by itself; ``stages`` follow. ``reason`` is for the
-    provenance. ``for_decoders``: the choice was made for a decoder, or by the model's own authors.
+    provenance. ``for_decoders``: the choice was made for a decoder, or by the model's own authors. ``by_default``:
+    nobody made it.
     """
 
     modes: tuple[str, ...]
     stages: Sequence[nn.Module]
     reason: str
     for_decoders: bool
+    by_default: bool = False
 
     @property
     def normalized(self) -> bool:
@@ -44,17 +48,16 @@ class Pooled:
 
 
 def text_parts(kind: str, folder: Path, checkpoint: Checkpoint, given: TextInput, pooled: Pooled) -> Parts:
-    """Join body, pooling and tokenizer; refuses a decoder whose pooling nobody chose.
+    """Join body, pooling and tokenizer; refuses a decoder whose pooling nobody chose, unless it pools by itself.
 
     A decoder is padded on the right, where padding can neither be seen by its tokens nor shift their positions.
     """
-    from deploykit.sources._encoders import Head, TextEncoder, last_hidden_state, pooler_output
-
-    pick = last_hidden_state if pooled.modes else pooler_output
-    head = Head(pooled.modes, pooled.stages)
-    module = TextEncoder(checkpoint.body, checkpoint.method, pick, head, zero_types=given.zero_types).eval()
+    module = _encoder(checkpoint, given, pooled)
     if pooled.modes and is_causal(checkpoint.architecture, module.tokens, given):
-        if not pooled.for_decoders:
+        if pooled.by_default and _pools_by_itself(checkpoint, given):  # CLIP's texts: the vector of the last token
+            pooled = replace(pooled, modes=(), reason="a decoder that pools by itself")
+            module = _encoder(checkpoint, given, pooled)
+        elif not pooled.for_decoders:
             raise no_encoder(checkpoint.architecture, folder)
         given = replace(given, padding_side="right")
     facts = provenance(kind, folder, checkpoint, pooled.reason)
@@ -79,6 +82,28 @@ def text_parts(kind: str, folder: Path, checkpoint: Checkpoint, given: TextInput
         license=_folder.license_file(folder),
     )
     return replace(parts, unpadded=lambda: _unpadded(parts, given))
+
+
+def _encoder(checkpoint: Checkpoint, given: TextInput, pooled: Pooled) -> TextEncoder:
+    from deploykit.sources._encoders import Head, TextEncoder, last_hidden_state, pooler_output
+
+    pick = last_hidden_state if pooled.modes else pooler_output
+    head = Head(pooled.modes, pooled.stages)
+    return TextEncoder(checkpoint.body, checkpoint.method, pick, head, zero_types=given.zero_types).eval()
+
+
+def _pools_by_itself(checkpoint: Checkpoint, given: TextInput) -> bool:
+    """Whether the model's output has a pooled vector of its own that tells texts apart: a first token's does not."""
+    import torch
+
+    probe = _encoder(checkpoint, given, Pooled((), (), "", for_decoders=True))
+    sizes = {"length": min(_FEW_TOKENS, given.max_length)}
+    try:
+        with torch.inference_mode():
+            one, other = (probe(**given.make(1, sizes, seed)) for seed in (0, 1))
+    except SourceError:
+        return False
+    return not torch.allclose(one, other, atol=1e-6)
 
 
 def _unpadded(parts: Parts, given: TextInput) -> tuple[tuple[TensorSpec, ...], MakeInputs]:

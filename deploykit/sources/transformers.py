@@ -92,4 +92,5 @@ def _pooled(checkpoint: Checkpoint, options: Options) -> Pooled:
         return Pooled((), behind, "the tower pools by itself", True)
     reason = "asked for" if options.pooling else "mean over the tokens, because the folder names no pooling"
     pooling = options.pooling or "mean"
-    return Pooled(() if pooling == "pooler" else (pooling,), behind, reason, pooling in POOLINGS_OF_DECODERS)
+    modes = () if pooling == "pooler" else (pooling,)
+    return Pooled(modes, behind, reason, pooling in POOLINGS_OF_DECODERS, by_default=not options.pooling)

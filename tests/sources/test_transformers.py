@@ -183,6 +183,26 @@ def test_a_decoder_is_refused_by_its_behaviour(gpt2):
     assert "last" in caught.value.hint
 
 
+def test_a_decoder_that_pools_by_itself_is_taken_at_its_word(tmp_path):
+    """CLIP's text model by itself: its embedding is the vector at the last token, and it has a name for that."""
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = transformers.CLIPTextConfig(**sizes, vocab_size=113, max_position_embeddings=20, eos_token_id=3)
+    model = transformers.CLIPTextModel(config)
+    save(model, tmp_path)
+    source = open_source(str(tmp_path))
+    tensors = inputs(source, 3, -1)
+    torch.testing.assert_close(source.module(**tensors), model(**tensors).pooler_output)
+    assert source.card.embedding.pooling == "pooler"
+    assert "decoder that pools by itself" in source.card.provenance["pooling"]
+
+
+def test_a_decoder_that_pools_its_first_token_is_refused(tmp_path):
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    save(transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=113, is_decoder=True)), tmp_path)
+    with pytest.raises(SourceError, match="is a decoder"):
+        open_source(str(tmp_path))
+
+
 def test_a_decoder_is_an_embedder_when_last_pooling_is_asked_for(gpt2):
     source = open_source(str(gpt2), Options(pooling="last"))
     tensors = inputs(source, 3, -1)
