@@ -120,7 +120,7 @@ def _made(fields: Fields, node: Node, known: dict[str, Known]) -> Known | None:
             return Known(len(numbers), (len(numbers),), np.array(numbers) if len(numbers) <= _FOLLOWED else None)
         return Known(1, (), np.array(single[0]) if len(single) == 1 and not numbers else None)
     if node.operator in _GROWING:
-        return _grown(node, known)
+        return _filled(fields, node, known) if node.operator == "ConstantOfShape" else _grown(node, known)
     if node.operator in ("Shape", "Size") and node.inputs and node.inputs[0] in known:
         return _measured(node, known[node.inputs[0]])
     if node.graphs or not node.inputs or any(name not in known for name in node.inputs):
@@ -164,6 +164,15 @@ def _grown(node: Node, known: dict[str, Known]) -> Known | None:
     return _growth(node, arrays, first)
 
 
+def _filled(fields: Fields, node: Node, known: dict[str, Known]) -> Known | None:
+    """One value in all places, 0 unless the node says another; followed where the places are few."""
+    made = _grown(node, known)
+    if made is None or made.shape is None or made.count > _FOLLOWED:
+        return made
+    value = _constant(fields, node.tensors["value"]).values if "value" in node.tensors else np.zeros(1, np.int64)
+    return made if value is None or value.size != 1 else replace(made, values=np.full(made.shape, value.ravel()[0]))
+
+
 def _growth(node: Node, arrays: Sequence[np.ndarray], first: Known | None) -> Known:
     """The output of an operation that grows by ``arrays``; ``first`` is its data where that is constant too."""
     counts = [[abs(value) for value in array.ravel().tolist()] for array in arrays]
@@ -172,8 +181,7 @@ def _growth(node: Node, arrays: Sequence[np.ndarray], first: Known | None) -> Kn
         return _range(arrays)
     if node.operator in ("ConstantOfShape", "AffineGrid", "Col2Im", "CenterCropPad"):
         shape = tuple(int(size) for size in counts[0])
-        held = np.zeros(shape, np.int64) if math.prod(shape) <= _FOLLOWED and not node.tensors else None
-        return Known(math.prod(shape) * (1 if node.operator == "ConstantOfShape" else have), shape, held)
+        return Known(math.prod(shape) * (1 if node.operator == "ConstantOfShape" else have), shape)
     if node.operator == "Expand":
         shape = first.shape if first is not None and first.shape is not None else (have,)
         return _broadcast([shape, tuple(int(size) for size in counts[0])])

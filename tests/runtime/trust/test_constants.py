@@ -148,6 +148,20 @@ def test_what_grows_by_an_input_is_left_to_the_limits_of_inputs():
     check([node("Tile", ["a", "x"], ["y"])], {"a": ints(1)})
 
 
+@pytest.mark.parametrize("value", [1, 3, 100_000])
+def test_a_size_that_is_one_value_many_times_is_followed(value):
+    """As the older exporter writes ``expand``: a shape of ones."""
+    from onnx import numpy_helper
+
+    ones = node("ConstantOfShape", ["n"], ["s"], value=numpy_helper.from_array(ints(value)))
+    nodes, given = [ones, node("Expand", ["x", "s"], ["y"])], {"n": ints(2)}
+    if value**2 < LARGE:
+        check(nodes, given)
+    else:
+        with pytest.raises(BundleError, match=r"would need more than .* what Expand makes"):
+            check(nodes, given)
+
+
 @pytest.mark.parametrize("step", [0, 1e-30, float("nan")])
 def test_a_range_of_tiny_or_no_steps(step):
     given = {"a": np.array(0.0), "b": np.array(1.0), "c": np.array(step)}
