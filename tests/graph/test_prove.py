@@ -66,6 +66,13 @@ def test_wrong_batches_are_named():
     assert "axis 'batch' decides: wrong at 2, 5" in caught.value.hint
 
 
+def test_an_axis_that_only_some_cases_name_decides_nothing():
+    cases = [*cases_over((7,)), Case({"batch": 2}, {}, np.ones((2, 6)))]
+    with pytest.raises(ProofError) as caught:
+        prove(cases, answers(cases, lambda at: at.get("length") == 7 and at["batch"] == 2), LOOSE, "model")
+    assert caught.value.hint == "it fails at some combinations of axes only: batch 2, length 7"
+
+
 def test_everything_wrong_points_at_an_operator():
     cases = cases_over((1, 7))
     with pytest.raises(ProofError) as caught:
