@@ -9,7 +9,7 @@
 Each is the recipe's own command in a process of its own, timed from start to end, judging and all; its encoder is then
 exported for both CPU engines, and a linear probe fitted to the fp32 vectors judges the int8 ones. A row is written to
 ``FOLDER/NAME.json`` when it is done, and what has a row is not run again. Page and figures: ``pretrain.md`` and
-``results/pretrain.json``.
+``results/pretrain.json``, where rows of other machines stay.
 """
 
 from __future__ import annotations
@@ -100,8 +100,6 @@ SPEEDS = {"quarters": (), "whole": ("modality.view_size=0", "training.batch=64")
 
 def main() -> None:
     """Run what has no row yet, then write the page."""
-    from deploykit.measure import fingerprint
-
     asked = _arguments()
     asked.folder.mkdir(parents=True, exist_ok=True)
     if asked.speed:
@@ -110,11 +108,20 @@ def main() -> None:
     elif not asked.page:
         for name in asked.only or EXPERIMENTS:
             one(name, asked.folder, asked.data)
-    machine = fingerprint.machine()
-    result = {"machine": machine, "software": fingerprint.software()}
-    result |= {"rows": _read(asked.folder, EXPERIMENTS), "speed": _read(asked.folder, [f"speed-{n}" for n in SPEEDS])}
-    _write(HERE / "results" / "pretrain.json", result)
-    (HERE / "pretrain.md").write_text(pretrain_page.markdown(result), encoding="utf-8")
+    publish(asked.folder, HERE / "results" / "pretrain.json", HERE / "pretrain.md")
+
+
+def publish(folder: Path, figures: Path, page: Path) -> None:
+    """Add the rows of ``folder`` to the ``figures``, in the place of the same machine's older ones; write the page."""
+    from deploykit.measure import fingerprint
+
+    before = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {"rows": [], "speed": []}
+    result = {"software": fingerprint.software()}
+    for kind, files in {"rows": {n: n for n in EXPERIMENTS}, "speed": {n: f"speed-{n}" for n in SPEEDS}}.items():
+        found = {(r["name"], r["machine"]["id"]): r for r in [*before[kind], *_read(folder, files.values())]}
+        result[kind] = sorted(found.values(), key=lambda row, order=list(files): order.index(row["name"]))
+    _write(figures, result)
+    page.write_text(pretrain_page.markdown(result), encoding="utf-8")
 
 
 def one(name: str, folder: Path, data: str) -> None:
@@ -124,7 +131,7 @@ def one(name: str, folder: Path, data: str) -> None:
     if path.exists():
         row = json.loads(path.read_text(encoding="utf-8"))
     else:
-        row = {"name": name, "recipe": experiment.recipe, "supervised": experiment.supervised}
+        row = {"name": name, "recipe": experiment.recipe, "supervised": experiment.supervised, "machine": _machine()}
         row |= {**train(experiment.recipe, [*changes, f"output={output}"]), **facts(output)}
         _write(path, row)
     if experiment.lowered and "int8" not in row:
@@ -222,7 +229,14 @@ def speed(name: str, folder: Path, data: str) -> dict[str, Any]:
                 train("pretrain-cifar10", [*changes, f"training.precision={precision}", f"output={output}/run"])
                 lines = map(json.loads, (Path(output) / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
                 rates.append(statistics.mean([line["views_per_s"] for line in lines if "parts" in line][1:]))
-    return {"name": name, "views_per_s": found, "ratio": results.ratio(found["bf16"], found["fp32"])}
+    ratio = results.ratio(found["bf16"], found["fp32"])
+    return {"name": name, "machine": _machine(), "views_per_s": found, "ratio": ratio}
+
+
+def _machine() -> dict[str, Any]:
+    from deploykit.measure import fingerprint
+
+    return fingerprint.machine()
 
 
 def _read(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 def markdown(result: Mapping[str, Any]) -> str:
     """One table of what was judged, one of time, one of int8."""
-    machine, rows = result["machine"], result["rows"]
+    rows = result["rows"]
+    machines = {row["machine"]["id"]: row["machine"] for row in rows}.values()
     return "\n".join(
         [
             "# Pretraining",
@@ -17,7 +18,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             "Written by the command below. Nothing here was trained on labels, but the row that says so; the test data "
             "were asked once, at the end.",
             "",
-            f"- **Machine** {machine['cpu']}, {machine['cores']} cores, hardware id {machine['id']}",
+            f"- **Machines** {'; '.join(map(_described, machines))}; the column *hw* has the first letters of the id",
             "- **Command** `python benchmarks/pretrain.py` with `DEPLOYKIT_DATA`; each run is "
             "`deploykit pretrain recipes/RECIPE.toml` with the keys that name its data",
             f"- **Versions** {', '.join(f'{name} {number}' for name, number in result['software'].items())}",
@@ -25,8 +26,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             "form. **Spearman** x 100 of scored pairs. *random*: the same encoder untrained; *raw*: pixels, mean "
             "log-mel frames or shares of hashed word pieces, with the same probes",
             "",
-            "| run | recipe | kNN | random | raw | linear or Spearman | random | raw | n |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| run | recipe | kNN | random | raw | linear or Spearman | random | raw | n | hw |",
+            "|---|---|---|---|---|---|---|---|---|---|",
             *(_judged(row) for row in rows if not row["supervised"]),
             *_supervised(rows),
             *_starts(rows),
@@ -36,8 +37,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             "The whole command: reading, training and judging. *computing*: seconds of all threads together.",
             "",
-            "| run | steps | seconds | computing | data wait |",
-            "|---|---|---|---|---|",
+            "| run | steps | seconds | computing | data wait | hw |",
+            "|---|---|---|---|---|---|",
             *(_time(row) for row in rows),
             *_speed(result.get("speed", [])),
             "",
@@ -46,12 +47,20 @@ def markdown(result: Mapping[str, Any]) -> str:
             "The linear probe (or Spearman) of the exported encoder: fitted to the fp32 vectors of the same engine for "
             "20,000 inputs at most, asked of its int8 vectors for 4,000 test inputs at most.",
             "",
-            "| run | variant | fp32 | int8 | change | n |",
-            "|---|---|---|---|---|---|",
+            "| run | variant | fp32 | int8 | change | n | hw |",
+            "|---|---|---|---|---|---|---|",
             *(line for row in rows for line in _int8(row)),
             "",
         ]
     )
+
+
+def _described(machine: Mapping[str, Any]) -> str:
+    return f"{machine['cpu']}, {machine['cores']} cores, hardware id {machine['id']}"
+
+
+def _hw(row: Mapping[str, Any]) -> str:
+    return str(row["machine"]["id"])[:4]
 
 
 def _judged(row: Mapping[str, Any]) -> str:
@@ -60,7 +69,7 @@ def _judged(row: Mapping[str, Any]) -> str:
     cells = [_cell(test[name].get("knn")) for name in ("trained", "random initialisation", "raw input")]
     cells += [_cell(test[name].get(main)) for name in ("trained", "random initialisation", "raw input")]
     cells[0], cells[3] = _bold(cells[0]), _bold(cells[3])
-    return f"| {row['name']} | {row['recipe']} | {' | '.join(cells)} | {test['trained']['n']:,} |"
+    return f"| {row['name']} | {row['recipe']} | {' | '.join(cells)} | {test['trained']['n']:,} | {_hw(row)} |"
 
 
 def _supervised(rows: list[Mapping[str, Any]]) -> list[str]:
@@ -70,7 +79,8 @@ def _supervised(rows: list[Mapping[str, Any]]) -> list[str]:
         ceiling = row["finetuned"]["random initialisation"]["test"]
         told = f"The same encoder trained on the labels, {row['seconds']:,.0f} s in all: "
         told += f"{ceiling['accuracy']:.2f} % (n {ceiling['n']:,}). "
-        same = next((r for r in rows if r["recipe"] == row["recipe"] and not r["supervised"]), None)
+        alike = (r for r in rows if (r["recipe"], r["machine"]) == (row["recipe"], row["machine"]))
+        same = next((r for r in alike if not r["supervised"]), None)
         if same is not None:
             share = same["probes"]["trained"]["test"]["linear"] / ceiling["accuracy"]
             told += f"Without labels the linear probe of {same['name']} reaches {share:.0%} of that."
@@ -108,7 +118,7 @@ def _time(row: Mapping[str, Any]) -> str:
     steps = f"{row['training']['steps']:,}" if not row["supervised"] else "12 epochs"
     seconds = f"{row['seconds']:,.0f} | {row['cpu_seconds']:,.0f}"
     waited = "–" if row["supervised"] else f"{100 * row['data_wait']:.1f} %"  # its one step says nothing
-    return f"| {row['name']} | {steps} | {seconds} | {waited} |"
+    return f"| {row['name']} | {steps} | {seconds} | {waited} | {_hw(row)} |"
 
 
 def _speed(measured: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -120,8 +130,8 @@ def _speed(measured: Sequence[Mapping[str, Any]]) -> list[str]:
         "The network of pretrain-cifar10 in either precision, in turns: views of 16 x 16 pixels as in the recipe, and",
         "whole pictures of 32 x 32. Medians of n runs; the ratio with its interval.",
         "",
-        "| views | bfloat16, views/s | float32, views/s | times as fast | n |",
-        "|---|---|---|---|---|",
+        "| views | bfloat16, views/s | float32, views/s | times as fast | n | hw |",
+        "|---|---|---|---|---|---|",
         *(_rate(row) for row in measured),
     ]
 
@@ -130,12 +140,13 @@ def _rate(row: Mapping[str, Any]) -> str:
     bf16, fp32 = (f"{statistics.median(row['views_per_s'][name]):,.0f}" for name in ("bf16", "fp32"))
     ratio = row["ratio"]
     times = f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}], {ratio['confidence']:.0%}"
-    return f"| {row['name']} | {bf16} | {fp32} | {times} | {ratio['n']} |"
+    return f"| {row['name']} | {bf16} | {fp32} | {times} | {ratio['n']} | {_hw(row)} |"
 
 
 def _int8(row: Mapping[str, Any]) -> list[str]:
     return [
-        f"| {row['name']} | {name} | {f['fp32']:.2f} | {f['int8']:.2f} | {f['int8'] - f['fp32']:+.2f} | {f['n']:,} |"
+        f"| {row['name']} | {name} | {f['fp32']:.2f} | {f['int8']:.2f} | {f['int8'] - f['fp32']:+.2f} | {f['n']:,} | "
+        f"{_hw(row)} |"
         for name, f in row.get("int8", {}).items()
     ]
 

@@ -1,5 +1,6 @@
 """The benchmark of the pretraining recipes: its judgement of int8, its recipes and its page."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +49,7 @@ def row(name, **facts):
     common = {
         "name": name,
         "recipe": "pretrain-x",
+        "machine": {"cpu": "A CPU", "cores": 2, "id": "abcdefgh"},
         "supervised": False,
         "probes": probes,
         "told": [],
@@ -66,11 +68,11 @@ def test_the_page_holds_every_figure():
         "speed": [
             {
                 "name": "whole",
+                "machine": {"cpu": "A CPU", "cores": 2, "id": "abcdefgh"},
                 "views_per_s": {"fp32": [500.0, 520.0], "bf16": [1100.0, 1200.0]},
                 "ratio": {"median": 2.25, "low": 2.2, "high": 2.3, "n": 2, "confidence": 0.5},
             }
         ],
-        "machine": {"cpu": "A CPU", "cores": 2, "id": "abc"},
         "software": {"torch": "2"},
         "rows": [
             row("x", int8={"onnxruntime-int8": {"fp32": 65.0, "int8": 64.5, "n": 1000}}),
@@ -80,10 +82,28 @@ def test_the_page_holds_every_figure():
         ],
     }
     page = pretrain_page.markdown(result)
-    assert "| x | pretrain-x | **60.00** | 60.00 | 60.00 | **65.00** | 65.00 | 65.00 | 1,000 |" in page
+    assert "| x | pretrain-x | **60.00** | 60.00 | 60.00 | **65.00** | 65.00 | 65.00 | 1,000 | abcd |" in page
+    assert "A CPU, 2 cores, hardware id abcdefgh;" in page
     assert "81.25 % (n 1,000). Without labels the linear probe of x reaches 80% of that." in page
     assert "from 51.25 to 57.50 (n 1,500 pairs)" in page
-    assert "| whole | 1,150 | 510 | 2.25 [2.20, 2.30], 50% | 2 |" in page
+    assert "| whole | 1,150 | 510 | 2.25 [2.20, 2.30], 50% | 2 | abcd |" in page
     assert "told 80 to 90 %" in page
-    assert "| x | 1,100 | 400 | 780 | 1.0 % |" in page
-    assert "| x | onnxruntime-int8 | 65.00 | 64.50 | -0.50 | 1,000 |" in page
+    assert "| x | 1,100 | 400 | 780 | 1.0 % | abcd |" in page
+    assert "| x | onnxruntime-int8 | 65.00 | 64.50 | -0.50 | 1,000 | abcd |" in page
+
+
+def test_rows_of_other_machines_stay_and_those_of_this_one_are_replaced(tmp_path):
+    other = {"cpu": "B CPU", "cores": 4, "id": "zyxwvuts"}
+    figures, folder = tmp_path / "pretrain.json", tmp_path / "rows"
+    folder.mkdir()
+    old = [row("digits", seconds=1.0), row("digits", machine=other, seconds=2.0), row("cifar10", seconds=3.0)]
+    figures.write_text(json.dumps({"rows": old, "speed": []}))
+    (folder / "digits.json").write_text(json.dumps(row("digits", seconds=4.0)))
+    pretrain.publish(folder, figures, tmp_path / "page.md")
+    found = json.loads(figures.read_text())["rows"]
+    assert [(r["name"], r["machine"]["id"], r["seconds"]) for r in found] == [
+        ("digits", "abcdefgh", 4.0),
+        ("digits", "zyxwvuts", 2.0),
+        ("cifar10", "abcdefgh", 3.0),
+    ]
+    assert "B CPU, 4 cores" in (tmp_path / "page.md").read_text()
