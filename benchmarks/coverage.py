@@ -44,8 +44,7 @@ def main() -> None:
     if not asked.page:
         _import_once()
         sweep(asked.rows, asked.peer or "deploykit", asked.stages, asked.only or list(EVERY), asked.timeout)
-    rows = {path.stem: read_rows(path) for path in sorted(asked.rows.glob("*.jsonl"))}
-    coverage_page.write(rows, HERE)
+    coverage_page.write({path.stem: read_rows(path) for path in sorted(asked.rows.glob("*.jsonl"))}, HERE)
 
 
 def sweep(folder: Path, arm: str, stages: str, names: Iterable[str], timeout_s: float) -> None:

@@ -23,10 +23,20 @@ _VARIANTS = (
 
 
 def write(arms: Mapping[str, Rows], folder: Path) -> None:
-    """Write the JSON and the page below ``folder``; ``arms`` maps who exported to the rows by architecture."""
+    """Write the JSON and the page below ``folder``; ``arms`` maps who exported to the rows by architecture.
+
+    Rows that are there already stay where there is no newer one.
+    """
+    arms = _together(folder / "results" / "coverage.json", arms)
     result = {"versions": _versions(), "arms": {arm: list(rows.values()) for arm, rows in arms.items()}}
     (folder / "results" / "coverage.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", "utf-8")
     (folder / "coverage.md").write_text(markdown(arms, result["versions"]), "utf-8")
+
+
+def _together(figures: Path, arms: Mapping[str, Rows]) -> dict[str, Rows]:
+    before = json.loads(figures.read_text("utf-8"))["arms"] if figures.exists() else {}
+    known = {arm: {row["name"]: row for row in rows} for arm, rows in before.items()}
+    return {arm: {**known.get(arm, {}), **arms.get(arm, {})} for arm in sorted({*known, *arms})}
 
 
 def markdown(arms: Mapping[str, Rows], versions: Mapping[str, str]) -> str:

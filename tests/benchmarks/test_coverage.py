@@ -66,6 +66,16 @@ def test_the_page_counts_and_gives_reasons():
     assert "– " in page
 
 
+def test_rows_that_were_published_stay_until_there_is_a_newer_one(tmp_path):
+    (tmp_path / "results").mkdir()
+    coverage_page.write({"deploykit": ROWS, "torch": {"bert": ROWS["bert"]}}, tmp_path)
+    newer = {**ROWS["odd"], "seconds": 7.0}
+    coverage_page.write({"deploykit": {"odd": newer}}, tmp_path)
+    arms = json.loads((tmp_path / "results" / "coverage.json").read_text())["arms"]
+    assert arms == {"deploykit": [ROWS["bert"], newer], "torch": [ROWS["bert"]]}
+    assert "## torch, one by one" in (tmp_path / "coverage.md").read_text()
+
+
 def test_what_was_lowered_is_added_to_the_row():
     more = {"results": {"export": {"result": "hang"}, "onnxruntime-int8": {"result": "proven"}}, "seconds": 4.0}
     row = coverage.added(ROWS["bert"], {**more, "peak_mib": 900})
