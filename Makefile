@@ -25,9 +25,10 @@ demo: $(VENV)/.demo-installed
 	@$(BIN)/deploykit run recipes/quickstart.toml
 	@$(BIN)/deploykit run recipes/minilm.toml
 
+# A test process that dies ends the run: with another in its place the tests that it had are waited for without end.
 test: lint
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
 
 # What is emulated is set up in build/edge, once. Where qemu is not there it is skipped, and said how to get it.
 # KILLS processes are killed for each of eight ways of writing bundles, store and cache.
