@@ -9,6 +9,11 @@ usual text; a sentence encoder's empty text stood at a cosine of 0.97 with the d
 
 - a range holds everything that was seen, not the mean of what each input holds;
 - SmoothQuant (Xiao et al. 2022, https://arxiv.org/abs/2211.10438) migrates with the exponent 0.8 instead of 0.95.
+
+Of a graph without attention, what follows the last product (pooling, normalisation) stays float as it does with one: it
+saves no time, and OpenVINO 2026.4 answers with zeros for all rows of a batch but the first where the sum of a pooling
+reads 8 bits. Where OpenVINO cannot load what was
+quantized (it moves scales of channels through a Reshape that splits them), the products before that place stay float.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +44,11 @@ ALPHA = 0.8
 # Operators that hand on elements as they are: 8-bit values stay 8-bit values on the way through.
 _MOVES = frozenset({"Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
+
+_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+
+# How often more products are left float for OpenVINO's sake.
+_TRIES = 6
 
 # NNCF's scale for a range of nothing is fp32's epsilon.
 _NO_RANGE = 1.2e-7
@@ -74,10 +85,10 @@ def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
     _name_nodes(proto)
     graph_model = ir.from_proto(proto)
     products = finding.find(graph_model)
-    kept = _kept(products, options.keep)
     attentions = len(attention_sites(graph_model.graph))
+    kept = [*_kept(products, options.keep), *([] if attentions else _behind_products(proto))]
     with _quiet_nncf():
-        quantized = _run(proto, task.calibration, attentions > 0, options.smooth, kept)
+        quantized = _loadable(proto, task.calibration, attentions > 0, options.smooth, kept, products)
     if _without_range(quantized):
         # Where it found nothing finite NNCF goes on with the smallest scale there is: say which activation that was.
         observe(proto, {product.activation: product.input_axis for product in products}, task.calibration)
@@ -108,10 +119,70 @@ def _kept(products: Sequence[Product], keep: tuple[str, ...]) -> list[str]:
     return [product.node for product in products if product.kind in kinds]
 
 
+def _behind_products(proto: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that no product reads from, however far behind."""
+    read = set[str]()
+    behind = []
+    for node in reversed(proto.graph.node):  # sorted, so that what reads an output comes first
+        if node.op_type in _PRODUCTS or not read.isdisjoint(node.output):
+            read.update(node.input)
+        else:
+            behind.append(node.name)
+    return behind
+
+
 def _name_nodes(proto: onnx.ModelProto) -> None:
     """NNCF tells nodes by name; what `products.find` calls a nameless one is the name of its output."""
     for node in proto.graph.node:
         node.name = node.name or node.output[0]
+
+
+def _loadable(
+    proto: onnx.ModelProto,
+    batches: Sequence[Feeds],
+    transformer: bool,
+    smooth: bool,
+    kept: list[str],
+    products: Sequence[Product],
+) -> onnx.ModelProto:
+    """The quantized model, with the kinds of products float that keep OpenVINO from loading it."""
+    for _ in range(_TRIES):
+        quantized = _run(proto, batches, transformer, smooth, kept)
+        before = _products_before(proto, _stumbled_over(quantized))
+        kinds = {product.kind for product in products if product.node in before}
+        more = [product.node for product in products if product.kind in kinds and product.node not in kept]
+        if not more:
+            break
+        kept = [*kept, *more]
+    return quantized
+
+
+def _stumbled_over(quantized: onnx.ModelProto) -> set[str]:
+    """The words of OpenVINO's complaint, names of nodes among them; none where it loads the model."""
+    import openvino
+
+    core = openvino.Core()
+    try:
+        core.compile_model(core.read_model(quantized.SerializeToString()), "CPU")
+    except RuntimeError as error:
+        return set(re.findall(r"[^\s\[\](),']+", str(error)))
+    return set()
+
+
+def _products_before(proto: onnx.ModelProto, names: set[str]) -> set[str]:
+    """The nearest products that the nodes of these names read from."""
+    made = {name: node for node in proto.graph.node for name in node.output}
+    found, seen = set[str](), set[str]()
+    ahead = [node for node in proto.graph.node if node.name in names]
+    while ahead:
+        node = ahead.pop()
+        seen.add(node.name)
+        if node.op_type in _PRODUCTS:
+            found.add(node.name)
+            continue
+        sources = (made[name] for name in node.input if name in made)
+        ahead += [source for source in sources if source.name not in seen]
+    return found
 
 
 def _run(

@@ -18,8 +18,9 @@ import onnx
 from deploykit.errors import CheckError, MissingError, RecipeError, UnknownNameError
 from deploykit.precisions import Task
 from deploykit.precisions.int8 import Options
+from deploykit.quantize import with_nncf
 from deploykit.quantize.with_nncf import quantize
-from tests.quantize.made import feed_forward, random
+from tests.quantize.made import feed_forward, model_of, random
 
 needs_nncf = pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="NNCF is not installed")
 
@@ -131,8 +132,9 @@ import pathlib, sys
 import numpy as np
 from deploykit.precisions import Task
 from deploykit.precisions.int8 import Options
+from deploykit.quantize import with_nncf
 from deploykit.quantize.with_nncf import quantize
-from tests.quantize.made import feed_forward, random
+from tests.quantize.made import feed_forward, model_of, random
 from deploykit.runtime.manifest import Card, Embedding, TensorSpec
 inputs, outputs = (TensorSpec("x", "float32", ("n", 6)),), (TensorSpec("y", "float32", ("n", 4)),)
 card = Card("m", "tensors", inputs, outputs, Embedding("y", 4, "none", False), {"kind": "none"})
@@ -159,3 +161,70 @@ def test_nothing_is_printed_and_nothing_phones_home(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     # Its node had no name.
     assert any(node.op_type == "DequantizeLinear" for node in onnx.load(tmp_path / "model.onnx").graph.node)
+
+
+def answers(path, x):
+    import openvino
+
+    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"x": x})[0]
+
+
+def quantize_made(model, folder, shape):
+    onnx.save(model, folder / "portable.onnx")
+    batches = [{"x": random(1, *shape, seed=i)} for i in range(12)]
+    return quantize(Task(folder / "portable.onnx", None, "openvino", batches), Options(), folder)
+
+
+@needs_nncf
+def test_pooling_behind_the_last_product_stays_float(tmp_path):
+    """OpenVINO answers zeros for the second row of a batch where this sum reads 8 bits."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "first"], ["a"], pads=[1] * 4),
+        onnx.helper.make_node("Relu", ["a"], ["b"]),
+        onnx.helper.make_node("Conv", ["b", "second"], ["c"], pads=[1] * 4),
+        onnx.helper.make_node("Reshape", ["c", "rows"], ["d"]),
+        onnx.helper.make_node("Mul", ["d", "weights"], ["e"]),
+        onnx.helper.make_node("ReduceSum", ["e", "last"], ["y"], keepdims=0),
+    ]
+    constants = {"first": random(8, 3, 3, 3), "second": random(8, 8, 3, 3, seed=1), "weights": np.ones(16, np.float32)}
+    constants |= {"rows": np.array([0, 8, 16]), "last": np.array([2])}
+    facts = quantize_made(model_of(nodes, constants, x=("batch", 3, 4, 4)), tmp_path, (3, 4, 4))
+    assert sum(facts["quantized"].values()) == 2
+    made = {name: node for node in onnx.load(tmp_path / "model.onnx").graph.node for name in node.output}
+    read = {node.op_type: made[node.input[0]].op_type for node in made.values() if node.input and node.input[0] in made}
+    assert (read["Reshape"], read["Mul"], read["ReduceSum"]) == ("Conv", "Reshape", "Mul")
+    x = random(3, 3, 4, 4, seed=40)
+    got, want = answers(tmp_path / "model.onnx", x), answers(tmp_path / "portable.onnx", x)
+    assert ((got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)).min() > 0.99
+
+
+@needs_nncf
+def test_a_product_that_keeps_openvino_from_loading_the_model_stays_float(tmp_path, monkeypatch):
+    """OpenVINO names the node at which it could not move the scales; the product is the nearest one before."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "first"], ["a"], pads=[1] * 4, name="first"),
+        onnx.helper.make_node("Conv", ["a", "second"], ["b"], name="second"),
+        onnx.helper.make_node("Gather", ["b", "places"], ["c"], axis=2, name="unfold"),
+        onnx.helper.make_node("Reshape", ["c", "maps"], ["d"], name="join"),
+        onnx.helper.make_node("Conv", ["d", "third"], ["y"], name="third"),
+    ]
+    constants = {"first": random(8, 3, 3, 3), "second": random(16, 8, 1, 1), "third": random(4, 16, 1, 1)}
+    constants |= {"places": np.arange(4).reshape(2, 2), "maps": np.array([0, 0, 4, 4])}
+    model = model_of(nodes, constants, x=("batch", 3, 4, 4))
+    assert quantize_made(model, tmp_path, (3, 4, 4))["quantized"] == {"first": 1, "second": 1}
+    complaint = "opset8::Gather unfold (opset1::Multiply Multiply_19971[0]:f32[?,16,12,12]) CALLBACK HAS THROWN"
+    complaints = [set(complaint.split()), set()]
+    monkeypatch.setattr(with_nncf, "_stumbled_over", lambda quantized: complaints.pop(0))
+    facts = quantize_made(model, tmp_path, (3, 4, 4))
+    assert (facts["quantized"], facts["kept_fp32"], complaints) == ({"first": 1}, ["second", "third"], [])
+
+
+def test_the_words_of_openvinos_complaint_are_told(monkeypatch):
+    import openvino
+
+    def refuse(*_):
+        raise RuntimeError("[Gather] END: node: opset8::Gather /layer.0/unfold (opset1::Multiply [0]:f32[?,16])")
+
+    assert with_nncf._stumbled_over(feed_forward()) == set()
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    assert "/layer.0/unfold" in with_nncf._stumbled_over(feed_forward())
