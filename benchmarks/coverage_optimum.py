@@ -24,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 _FILES = ("model.onnx", "encoder_model.onnx")
 _EDGE = 48
 """Pixels on a side of the pictures that a model of two towers gets beside its text."""
+_PATH = 50
+"""Tags of MarkupLM's path to a token, the default of its config."""
 
 
 def export(name: str, folder: Path, timeout_s: float) -> dict[str, Any]:
@@ -48,6 +50,9 @@ def judge(entry: Architecture, source: Source, folder: Path) -> dict[str, dict[s
     if path is None:
         return {"export": {"result": "refused", "why": f"it wrote neither {' nor '.join(_FILES)}"}}
     inputs, output = _interface(path)
+    if entry.model and "decoder_input_ids" in inputs:
+        why = "it exported a decoder of random weights with the encoder, and nothing says what is right"
+        return {"judge": {"result": "refused", "why": why}}
     model = _model(entry, folder, path.name)
     cases = []
     for seed, at in enumerate(prove.matrix(source.sizes)):
@@ -75,14 +80,23 @@ def _interface(path: Path) -> tuple[list[str], str]:
 
 
 def _completed(feeds: dict[str, np.ndarray], inputs: Sequence[str]) -> dict[str, np.ndarray]:
-    """The inputs that the graph takes: token types are 0, and a second tower gets one picture or text for all."""
+    """The inputs that the graph takes: token types and places on a page are 0, and a second tower gets one picture or
+    text for all. Of a translator whose two halves were exported as one, the second begins with one token.
+    """
     batch = len(next(iter(feeds.values())))
     tokens = feeds.get("input_ids", np.full((batch, 7), 3, np.int64))
+    paths = np.zeros((*tokens.shape, _PATH), np.int64)
     others = {
         "input_ids": tokens,
         "attention_mask": np.ones_like(tokens),
         "token_type_ids": np.zeros_like(tokens),
         "position_ids": np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy(),
+        "bbox": np.zeros((*tokens.shape, 4), np.int64),
+        "global_attention_mask": np.zeros_like(tokens),
+        "xpath_tags_seq": paths,
+        "xpath_subs_seq": paths,
+        "decoder_input_ids": np.full((batch, 1), 2, np.int64),
+        "decoder_attention_mask": np.ones((batch, 1), np.int64),
         "pixel_values": np.full((batch, 3, _EDGE, _EDGE), 0.5, np.float32),
     }
     return {name: feeds[name] if name in feeds else others[name] for name in inputs}
