@@ -9,7 +9,8 @@
 Each is the recipe's own command in a process of its own, timed from start to end, judging and all; its encoder is then
 exported for both CPU engines, and a linear probe fitted to the fp32 vectors judges the int8 ones. A row is written to
 ``FOLDER/NAME.json`` when it is done, and what has a row is not run again. Page and figures: ``pretrain.md`` and
-``results/pretrain.json``, where rows of other machines stay.
+``results/pretrain.json``, where rows of other machines stay; a row that was timed beside other jobs is marked there by
+hand (``"loaded": true``).
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             "## What it takes",
             "",
-            "The whole command: reading, training and judging. *computing*: seconds of all threads together.",
+            "The whole command: reading, training and judging. *computing*: seconds of all threads together. With a *, "
+            "other jobs ran beside it.",
             "",
             "| run | steps | seconds | computing | data wait | hw |",
             "|---|---|---|---|---|---|",
@@ -116,7 +117,8 @@ def _told(rows: list[Mapping[str, Any]]) -> list[str]:
 
 def _time(row: Mapping[str, Any]) -> str:
     steps = f"{row['training']['steps']:,}" if not row["supervised"] else "12 epochs"
-    seconds = f"{row['seconds']:,.0f} | {row['cpu_seconds']:,.0f}"
+    beside = " *" if row.get("loaded") else ""
+    seconds = f"{row['seconds']:,.0f}{beside} | {row['cpu_seconds']:,.0f}"
     waited = "–" if row["supervised"] else f"{100 * row['data_wait']:.1f} %"  # its one step says nothing
     return f"| {row['name']} | {steps} | {seconds} | {waited} | {_hw(row)} |"
 
