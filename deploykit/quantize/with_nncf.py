@@ -88,7 +88,7 @@ def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
     attentions = len(attention_sites(graph_model.graph))
     kept = [*_kept(products, options.keep), *([] if attentions else _behind_products(proto))]
     with _quiet_nncf():
-        quantized = _loadable(proto, task.calibration, attentions > 0, options.smooth, kept, products)
+        quantized, told = _loadable(proto, task.calibration, attentions > 0, options.smooth, kept, products)
     if _without_range(quantized):
         # Where it found nothing finite NNCF goes on with the smallest scale there is: say which activation that was.
         observe(proto, {product.activation: product.input_axis for product in products}, task.calibration)
@@ -101,6 +101,7 @@ def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
         "transformer": attentions > 0,
         "calibration_inputs": inputs,
         **counts,
+        "notes": [f"fp32, because OpenVINO cannot load the model with it in int8: {kind}" for kind in sorted(told)],
     }
 
 
@@ -144,8 +145,9 @@ def _loadable(
     smooth: bool,
     kept: list[str],
     products: Sequence[Product],
-) -> onnx.ModelProto:
-    """The quantized model, with the kinds of products float that keep OpenVINO from loading it."""
+) -> tuple[onnx.ModelProto, set[str]]:
+    """The quantized model, and the kinds of products that are float in it because OpenVINO would not load it."""
+    told = set[str]()
     for _ in range(_TRIES):
         quantized = _run(proto, batches, transformer, smooth, kept)
         before = _products_before(proto, _stumbled_over(quantized))
@@ -153,8 +155,8 @@ def _loadable(
         more = [product.node for product in products if product.kind in kinds and product.node not in kept]
         if not more:
             break
-        kept = [*kept, *more]
-    return quantized
+        kept, told = [*kept, *more], told | kinds
+    return quantized, told
 
 
 def _stumbled_over(quantized: onnx.ModelProto) -> set[str]:

@@ -216,6 +216,7 @@ def test_a_product_that_keeps_openvino_from_loading_the_model_stays_float(tmp_pa
     complaints = [set(complaint.split()), set()]
     monkeypatch.setattr(with_nncf, "_stumbled_over", lambda quantized: complaints.pop(0))
     facts = quantize_made(model, tmp_path, (3, 4, 4))
+    assert facts["notes"] == ["fp32, because OpenVINO cannot load the model with it in int8: second"]
     assert (facts["quantized"], facts["kept_fp32"], complaints) == ({"first": 1}, ["second", "third"], [])
 
 
