@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deploykit.sources import Source
 
 BATCHES = (1, 2, 5)
-_LONG_TOKENS = 128
+LONG_TOKENS = 128
 """Above it the largest batch is left out: it takes half of the time of a whole proof, and two rows show already what a
 batch does at such a length.
 """
@@ -75,7 +75,7 @@ def matrix(sizes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
     axes = list(sizes)
     points = itertools.product(BATCHES, *(sizes[axis] for axis in axes))
     named = [{"batch": point[0], **dict(zip(axes, point[1:], strict=True))} for point in points]
-    return [at for at in named if at["batch"] < max(BATCHES) or at.get("length", 0) <= _LONG_TOKENS]
+    return [at for at in named if at["batch"] < max(BATCHES) or at.get("length", 0) <= LONG_TOKENS]
 
 
 def make_cases(
