@@ -72,12 +72,14 @@ class CalibrationSection:
     """Real inputs from which the ranges of a calibrated precision are taken.
 
     Without ``data``: those that the encoder was trained on where that is known, else a builtin set. ``unreadable`` is
-    the largest share of them that may be skipped because they cannot be read.
+    the largest share of them that may be skipped because they cannot be read; files whose names fit one of the shell
+    patterns ``skip`` are left out, as what is kept for a test should be.
     """
 
     data: str = ""
     samples: int = 300
     unreadable: float = 0.0
+    skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,7 @@ def _samples_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:
             "calibration_samples": recipe.calibration.samples,
             "evaluation_samples": recipe.evaluation.samples,
             "unreadable": recipe.calibration.unreadable,
+            "skip": list(recipe.calibration.skip),
             "digests": {role: digests.of(spec) for role, spec in specs.items() if spec},
         },
         parents=("export",),

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def write(options: Mapping[str, Any], card: Card, exported: Path, reference: Ref
 
     ``options``: ``calibration`` and ``evaluation`` (data specs, or empty), ``calibrates`` (whether anything is
     calibrated, else the first set is empty), ``calibration_samples`` and ``evaluation_samples``, ``unreadable`` (the
-    share of inputs of the first set that may be skipped, with a note). `InputError` for data of another modality,
-    without any input, or with more that cannot be read.
+    share of inputs of the first set that may be skipped, with a note), ``skip`` (patterns of file names that are left
+    out of it). `InputError` for data of another modality, without any input, or with more that cannot be read.
     """
     given, notes = _read(options, card)
     if given is None:
@@ -96,7 +97,9 @@ def _read(options: Mapping[str, Any], card: Card) -> tuple[tuple[Dataset, Datase
     notes: list[str] = []
     if not options["calibration"] and not options["evaluation"] and card.modality not in _BUILTIN:
         return None, ["there is no builtin data of ready tensors: nothing is calibrated, and drift is not measured"]
-    calibration = _dataset(options["calibration"], card) if options["calibration"] else None
+    calibration = None
+    if options["calibration"]:
+        calibration = _without(_dataset(options["calibration"], card), options.get("skip", ()))
     evaluation = _dataset(options["evaluation"], card) if options["evaluation"] else None
     if calibration is None:
         if card.modality not in _BUILTIN:
@@ -127,6 +130,18 @@ def _dataset(spec: str, card: Card) -> Dataset:
             raise InputError(f"'{spec}' holds only blank texts", hint="give a file with a text on each line")
         found = found.subset(kept)
     return found
+
+
+def _without(dataset: Dataset, patterns: Sequence[str]) -> Dataset:
+    """The data without the files whose names fit one of the patterns; inputs that are no files stay."""
+    if not patterns:
+        return dataset
+    names = [item.name if isinstance(item, Path) else "" for item in dataset.inputs]
+    kept = [i for i, name in enumerate(names) if not any(fnmatch(name, pattern) for pattern in patterns)]
+    if not kept:
+        hint = "leave calibration.skip out, or name other data"
+        raise InputError(f"all files of '{dataset.name}' fit {', '.join(patterns)} and are left out", hint=hint)
+    return dataset.subset(kept)
 
 
 def _readable(dataset: Dataset, options: Mapping[str, Any], preprocessor: Preprocessor, notes: list[str]) -> Dataset:

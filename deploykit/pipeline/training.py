@@ -100,9 +100,12 @@ def with_its_data(recipe: Recipe, identity: Identity) -> tuple[Recipe, list[str]
     if not there:
         return recipe, [f"the data that the encoder was trained on are no longer there ({', '.join(specs)})"]
     others = f", the first of {len(specs)} data sets that it was trained on" if len(specs) > 1 else ""
-    note = f"calibration and evaluation data: {there[0]}{others}"
+    tested = checkpoint.tested_on(recipe.source.model)
+    without = f", without the files for its test ({', '.join(tested)})" if tested else ""
+    note = f"calibration and evaluation data: {there[0]}{others}{without}"
     unreadable = max(recipe.calibration.unreadable, checkpoint.unreadable(recipe.source.model))
-    return replace(recipe, calibration=replace(recipe.calibration, data=there[0], unreadable=unreadable)), [note]
+    chosen = replace(recipe.calibration, data=there[0], unreadable=unreadable, skip=(*recipe.calibration.skip, *tested))
+    return replace(recipe, calibration=chosen), [note]
 
 
 def _is_there(spec: str) -> bool:

@@ -43,6 +43,11 @@ def trained_on(spec: str) -> tuple[str, ...]:
     return tuple(str(data) for data in _read(spec)[1]["data"]["train"])
 
 
+def tested_on(spec: str) -> tuple[str, ...]:
+    """Shell patterns of the files among them that the run kept for its test."""
+    return tuple(map(str, _read(spec)[1]["recipe"]["data"].get("test_names", ())))
+
+
 def unreadable(spec: str) -> float:
     """The share of unreadable inputs that the run allowed; 0 where it found none."""
     card = _read(spec)[1]

@@ -109,6 +109,20 @@ def test_the_data_of_a_finished_run_calibrate_its_encoder_unless_others_are_name
     assert plan(named).recipe.calibration.data == "builtin:images"
 
 
+def test_what_a_run_kept_for_its_test_is_not_calibrated_on(tmp_path):
+    folder = made.sounds(tmp_path / "sounds")
+    sets = {"test_names": ["[0-9].wav"]}
+    pretraining.pretrain(made.recipe(tmp_path / "run", folder, modality="audio", data=sets))
+    planned = plan(Recipe.from_data({"source": {"model": str(tmp_path / "run")}, "variants": {"precisions": ["int8"]}}))
+    assert planned.recipe.calibration.skip == ("[0-9].wav",)
+    assert "without the files for its test" in planned.notes[0]
+    options = planned.step("samples").options
+    kept = samples._without(data.read(folder), options["skip"])
+    assert sorted(path.name for path in kept.inputs) == sorted(f"{i}.wav" for i in range(10, 32))
+    with pytest.raises(InputError, match="all files of 'sounds' fit"):
+        samples._without(data.read(folder), ["*"])
+
+
 def test_training_data_that_are_gone_are_told(tmp_path, squares):
     pretraining.pretrain(made.recipe(tmp_path / "run", squares))
     squares.rename(tmp_path / "elsewhere")
