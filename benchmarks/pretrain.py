@@ -95,8 +95,12 @@ EXPERIMENTS = {
     "cifar10-predict": Experiment("pretrain-cifar10-predict", _CIFAR),
     "cifar10-adversarial": Experiment("pretrain-cifar10-adversarial", _CIFAR),
 }
-SPEEDS = {"quarters": (), "whole": ("modality.view_size=0", "training.batch=64")}
-"""Views of a quarter of the recipe's pictures, as it stands, and whole ones."""
+SPEEDS = {
+    "quarters": ("pretrain-cifar10", ()),
+    "whole": ("pretrain-cifar10", ("modality.view_size=0", "training.batch=64")),
+    "patches": ("pretrain-cifar10-predict", ()),
+}
+"""Recipes and changes: a ResNet on views of a quarter of the picture, as it stands, and on whole ones; a ViT."""
 
 
 def main() -> None:
@@ -175,19 +179,11 @@ def lowered(recipe: str, changes: Sequence[str], encoder: Path, bundle: Path) ->
     asked = [options.test] if options.test else list(options.train)
     bank = inputs.read(learnt, chosen.modality, _LEARNT, options.names, trained)
     query = inputs.read(asked, chosen.modality, _ASKED, options.names, tested)
-    calibration = None
-    if options.test_names:  # the folder holds the test data too
-        calibration = bundle.with_suffix(".calibration")
-        calibration.mkdir(exist_ok=True)
-        for path in bank.inputs:
-            (calibration / path.name).unlink(missing_ok=True)
-            (calibration / path.name).symlink_to(path)
     deploykit.export(
         encoder,
         output=bundle,
         targets=["onnxruntime", "openvino"],
         precisions=["fp32", "int8"],
-        calibration=calibration,
         report=False,
     )
     sets = {}
@@ -220,14 +216,15 @@ def judged(sets: Mapping[str, tuple[Any, Any]], bank: Any, query: Any) -> dict[s
 
 
 def speed(name: str, folder: Path, data: str) -> dict[str, Any]:
-    """Views per second of the CIFAR-10 recipe in either precision, ``_ROUNDS`` short runs of each in turns."""
+    """Views per second of a CIFAR-10 recipe in either precision, ``_ROUNDS`` short runs of each in turns."""
     found: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    changes = [change.replace("DATA", data) for change in (*_CIFAR, *SPEEDS[name])]
+    recipe, own = SPEEDS[name]
+    changes = [change.replace("DATA", data) for change in (*_CIFAR, *own)]
     changes += ["data.test=", "data.limit=2000", "probe.samples=500", "training.steps=30", "training.log_every=10"]
     for _ in range(_ROUNDS):
         for precision, rates in found.items():
             with tempfile.TemporaryDirectory(dir=folder) as output:
-                train("pretrain-cifar10", [*changes, f"training.precision={precision}", f"output={output}/run"])
+                train(recipe, [*changes, f"training.precision={precision}", f"output={output}/run"])
                 lines = map(json.loads, (Path(output) / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
                 rates.append(statistics.mean([line["views_per_s"] for line in lines if "parts" in line][1:]))
     ratio = results.ratio(found["bf16"], found["fp32"])

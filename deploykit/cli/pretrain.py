@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,9 @@ def pretrain(
     from deploykit.pretrain.recipe import PretrainRecipe
 
     chosen = PretrainRecipe.from_toml(recipe, changes or ())
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        run.pretrain(chosen, resume=resume)
+        return
     if show_recipe:
         if json:
             console.print_json({"pretrain": chosen.to_data()})

@@ -24,7 +24,7 @@ NAME = "last.safetensors"
 
 @dataclass(frozen=True)
 class State:
-    """What training goes on from."""
+    """What training goes on from; ``seconds`` it took so far, and those of them spent waiting for data."""
 
     step: int
     model: Mapping[str, Tensor]
@@ -32,6 +32,7 @@ class State:
     optimizer: Mapping[int, Mapping[str, Tensor]]
     rng: Tensor
     facts: Mapping[str, Any]
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 def save(path: Path, state: State) -> None:
@@ -40,7 +41,8 @@ def save(path: Path, state: State) -> None:
     tensors |= {f"ema.{k}": v for k, v in state.ema.items()}
     tensors |= {f"optimizer.{i}.{k}": v for i, entry in state.optimizer.items() for k, v in entry.items()}
     tensors["rng"] = state.rng
-    write_tensors(path, tensors, {"step": str(state.step), "facts": json.dumps(state.facts, default=str)})
+    facts = json.dumps(state.facts, default=str)
+    write_tensors(path, tensors, {"step": str(state.step), "facts": facts, "seconds": json.dumps(state.seconds)})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -76,7 +78,9 @@ def load(path: Path) -> State:
                     optimizer.setdefault(int(index), {})[name] = tensor
                 else:
                     parts[kind][name] = tensor
-        return State(int(metadata["step"]), parts["model"], parts["ema"], optimizer, rng, json.loads(metadata["facts"]))
+        facts, (trained, waited) = json.loads(metadata["facts"]), json.loads(metadata.get("seconds", "[0, 0]"))
+        step, seconds = int(metadata["step"]), (float(trained), float(waited))
+        return State(step, parts["model"], parts["ema"], optimizer, rng, facts, seconds)
     except (SafetensorError, KeyError, ValueError) as error:
         raise SourceError(f"{path} is no checkpoint of a run: {error}", hint="start again in another folder") from error
 

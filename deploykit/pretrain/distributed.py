@@ -58,9 +58,13 @@ def full(value: Tensor) -> Tensor:
 
 
 def spread_like(whole: Tensor, model: Tensor) -> Tensor:
-    """This process's part of a tensor, as ``model`` is spread; the tensor itself where that is not."""
+    """This process's part of a tensor, spread and laid out in memory as ``model`` is.
+
+    The layout counts: the fused optimizer walks through weights and moments by their places in memory alone, and a file
+    holds none.
+    """
     if not hasattr(model, "full_tensor"):
-        return whole
+        return torch.empty_like(model).copy_(whole)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(model, DTensor)

@@ -25,6 +25,11 @@ class Draws:
         drawn = torch.rand(self._total, *shape, generator=self._generator)
         return drawn[self._rows].to(self._device)
 
+    def columns(self, most: int, count: int) -> Tensor:
+        """Uniform in [0, 1), [rows, count]: the first of ``most``, so that a process whose longest text is a short one
+        leaves the others' draws where they are."""
+        return self.uniform(most)[:, :count]
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal, [rows, *shape]."""
         drawn = torch.randn(self._total, *shape, generator=self._generator)

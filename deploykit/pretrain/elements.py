@@ -137,8 +137,9 @@ class Tokens:
 
     def hide(self, elements: Tensor, hidden: Tensor, draws: Draws) -> Tensor:
         """80 % of the hidden ones blank, 10 % another id, 10 % as they are (BERT, arXiv:1810.04805)."""
-        draw = draws.uniform(elements.shape[1])
-        other = self.reserved + (draws.uniform(elements.shape[1]) * (self.vocabulary - self.reserved)).long()
+        draw = draws.columns(self.length, elements.shape[1])
+        other = draws.columns(self.length, elements.shape[1]) * (self.vocabulary - self.reserved)
+        other = self.reserved + other.long()
         changed = torch.where(draw < 0.8, torch.full_like(elements, self.blank), elements)
         changed = torch.where((draw >= 0.8) & (draw < 0.9), other, changed)
         return torch.where(hidden, changed, elements)
@@ -154,7 +155,7 @@ class Tokens:
     def fill(self, prediction: Tensor, draws: Draws) -> Tensor:
         """Ids drawn from the predicted distribution; no gradient flows through them."""
         spread = prediction.detach().float().softmax(-1).cumsum(-1)
-        draw = draws.uniform(prediction.shape[1]).unsqueeze(-1) * spread[..., -1:]
+        draw = draws.columns(self.length, prediction.shape[1]).unsqueeze(-1) * spread[..., -1:]
         return torch.searchsorted(spread, draw).squeeze(-1).clamp(max=self.vocabulary - 1)
 
     def equal(self, filled: Tensor, elements: Tensor) -> Tensor:
@@ -168,7 +169,8 @@ Space = Patches | Tokens
 def choose_hidden(space: Space, elements: Tensor, valid: Tensor | None, share: float, draws: Draws) -> Tensor:
     """A random ``share`` of the elements that may be hidden, at least one where there is any; bool [batch, length]."""
     may = space.hideable(elements, valid)
-    order = torch.where(may, draws.uniform(elements.shape[1]), torch.full_like(may, 2.0, dtype=torch.float32))
+    drawn = draws.columns(space.length, elements.shape[1])
+    order = torch.where(may, drawn, torch.full_like(may, 2.0, dtype=torch.float32))
     ranks = order.argsort(dim=1).argsort(dim=1)
     count = (may.sum(1, keepdim=True) * share).round().clamp(min=1.0)
     return (ranks < count) & may

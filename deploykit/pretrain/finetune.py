@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deploykit.errors import CheckError, RecipeError
+from deploykit.errors import CheckError
 from deploykit.pretrain import trainer
 from deploykit.pretrain.draws import Draws, step_seed
 from deploykit.pretrain.inputs import Held
@@ -52,14 +52,9 @@ def figures(
     """Accuracies in percent of every encoder after fine-tuning on ``sets["learn"]``, on each of the other sets.
 
     ``tell`` gets a line every ``log_every`` steps, which names the encoder under ``finetune``.
-    Raises `RecipeError` where there are fewer labelled inputs than a batch has, `CheckError` when the loss is no longer
-    a number.
+    Raises `CheckError` when the loss is no longer a number.
     """
     learn = sets["learn"]
-    if options.batch > len(learn):
-        raise RecipeError(
-            f"finetune.batch is {options.batch}, and there are {len(learn)} labelled inputs", hint="give a smaller one"
-        )
     asked = {name: held for name, held in sets.items() if name != "learn" and held.labels is not None}
     found: dict[str, Any] = {}
     for name, encoder in encoders.items():
@@ -98,7 +93,7 @@ def train(encoder: nn.Module, adapter: Any, learn: Held, options: FinetuneSectio
         loss = _loss(model, adapter, learn, places, options, draws)
         value, done = float(loss.detach()), step + 1
         if not math.isfinite(value):
-            hint = "lower finetune.lr; the trained encoder itself is whole in the last checkpoint"
+            hint = "lower finetune.lr and --resume: the encoder is trained and stays as it is"
             raise CheckError(f"the loss of fine-tuning is {value} at step {done}", hint=hint)
         for group in optimizer.param_groups:
             group["lr"] = trainer.rate(pace, step, steps)

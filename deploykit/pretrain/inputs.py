@@ -91,7 +91,7 @@ def read(
 def in_parts(given: Read, parts: Callable[[list[Any]], list[Any]]) -> Read:
     """What is learnt from, with long inputs in parts; `InputError` where labels or scores would not fit those."""
     cut = parts(given.inputs)
-    if len(cut) == len(given.inputs):
+    if cut == list(given.inputs):
         return given
     if given.labels is not None or given.pairs:
         hint = "drop the labels of data.train and name labelled data: data.probe"
@@ -132,7 +132,7 @@ def hold(adapter: Any, given: Read, options: DataSection, folder: Path, classes:
     places: list[int] = []
     skipped: list[str] = []
     for start in range(0, len(given.inputs), _CHUNK):
-        for place, result in enumerate(_read_all(adapter, given.inputs[start : start + _CHUNK]), start=start):
+        for place, result in enumerate(_read_all(adapter, given.inputs[start : start + _CHUNK], start), start=start):
             if isinstance(result, InputError):
                 skipped.append(str(result).splitlines()[0])
                 continue
@@ -152,11 +152,12 @@ def hold(adapter: Any, given: Read, options: DataSection, folder: Path, classes:
     return Held(tensors, labels, names, pairs, tuple(skipped))
 
 
-def _read_all(adapter: Any, items: Sequence[Any]) -> list[tuple[np.ndarray, ...] | InputError]:
+def _read_all(adapter: Any, items: Sequence[Any], first: int) -> list[tuple[np.ndarray, ...] | InputError]:
+    """What is read of some items, of which the first is at the place ``first`` of all."""
 
     def one(item: Any, index: int) -> tuple[np.ndarray, ...] | InputError:
         try:
-            arrays: tuple[np.ndarray, ...] = adapter.read(item)
+            arrays: tuple[np.ndarray, ...] = adapter.read(item, first + index)
             return arrays
         except InputError as error:
             return error
@@ -201,3 +202,9 @@ def split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held_out = max(1, round(share * count))
     return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def some(places: Tensor, most: int, seed: int) -> Tensor:
+    """At most so many of the places, drawn from all of them in ascending order: data often lie sorted by class."""
+    drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:most]
+    return places[drawn.sort().values]

@@ -16,6 +16,8 @@ from deploykit.pretrain.inputs import Held
 from deploykit.pretrain.recipe import ProbeSection
 
 _BATCH = 256
+_RANKED = 2000
+"""Vectors at most of which the effective rank is taken, at equal distances: data often lie sorted by class."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Judge:
 
     def _held_out(self, encoder: nn.Module | None, bank: _Bank) -> dict[str, Any]:
         query = self._vectors(encoder, self.query)
-        rank = probe.effective_rank(query if len(query) >= len(bank.vectors) else bank.vectors[:2000])
+        rank = probe.effective_rank(query if len(query) >= len(bank.vectors) else _spread(bank.vectors))
         found: dict[str, Any] = {"effective_rank": round(rank, 2), "dim": query.shape[1]}
         if encoder is not None:
             found["collapsed"] = rank < self.options.rank_alarm
@@ -88,6 +90,12 @@ class Judge:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
                 found.append(encoder(given).float().cpu())
         return torch.cat(found)
+
+
+def _spread(vectors: Tensor) -> Tensor:
+    """Enough of them for an effective rank."""
+    count = len(vectors)
+    return vectors[torch.linspace(0, count - 1, min(count, _RANKED), dtype=torch.float64).round().long()]
 
 
 def _batches(held: Held) -> list[tuple[Tensor, ...]]:

@@ -74,6 +74,8 @@ def pretrain(
     begun = None if start is None else copy.deepcopy(encoder)
     task = objective.build(adapter.space, encoder, recipe.options["objective"])
     count = objective.views(recipe.options["objective"])
+    if count > 1:
+        _check_views(adapter, held, encoder, count, recipe.seed)
     job = trainer.Job(
         task=task,
         encoder=encoder,
@@ -86,6 +88,7 @@ def pretrain(
         folder=recipe.output,
         facts=adapter.facts,
         lengths=adapter.lengths(held.tensors) if hasattr(adapter, "lengths") else None,
+        mixes=getattr(adapter, "mixes", False),
         judge=lambda e, step: judge.figures(e),
         judge_every=recipe.probe.every,
     )
@@ -94,6 +97,8 @@ def pretrain(
         job.on_line = _both(write, on_line)
         figures = trainer.fit(job, accelerator, state is not None)
     encoder = job.encoder  # another module than before where the weights were spread over processes
+    if accelerator.is_main_process:  # whatever comes of judging, the encoder is there
+        checkpoint.write_tensors(recipe.output / WEIGHTS, dict(encoder.state_dict()), {"format": FORMAT})
     clock = time.perf_counter()
     card = {
         **_facts(recipe, encoder, adapter, held, digest),
@@ -103,8 +108,6 @@ def pretrain(
     }
     card["judging"] = {"seconds": round(time.perf_counter() - clock, 1)}
     if accelerator.is_main_process:
-        tensors = dict(encoder.state_dict())
-        checkpoint.write_tensors(recipe.output / WEIGHTS, tensors, {"format": FORMAT})
         write_json(recipe.output / CARD, card)
     accelerator.wait_for_everyone()
     return Outcome(recipe.output, card)
@@ -139,7 +142,8 @@ def finished(recipe: PretrainRecipe) -> Outcome | None:
     card = json.loads(path.read_text(encoding="utf-8"))
     what = "another recipe"
     if _same(card.get("recipe"), recipe):
-        if card["data"]["digest"] == _digest(recipe):
+        told = card["data"]
+        if told["digest"] == _digest(recipe) and told.get("judged_on", "") == _judged_on(recipe):
             return Outcome(recipe.output, card, unchanged=True)
         what = "this recipe over other data"
     raise BusyError(
@@ -148,14 +152,18 @@ def finished(recipe: PretrainRecipe) -> Outcome | None:
 
 
 def can_resume(recipe: PretrainRecipe) -> bool:
-    """Whether the folder holds a checkpoint of this very recipe over this very data, and no finished run."""
+    """Whether the folder holds a checkpoint of this very training over this very data, and no finished run.
+
+    How it is judged and what is fine-tuned at its end may be another way than it was begun with.
+    """
     from deploykit.pretrain import checkpoint
 
     begun, state = recipe.output / _BEGUN, recipe.output / checkpoint.NAME
     if not begun.exists() or not state.exists() or (recipe.output / CARD).exists():
         return False
     told = json.loads(begun.read_text(encoding="utf-8"))
-    return _same(told["recipe"], recipe) and told["digest"] == _digest(recipe)
+    ends = {key: recipe.to_data()[key] for key in ("probe", "finetune")}
+    return _same({**told["recipe"], **ends}, recipe) and told["digest"] == _digest(recipe)
 
 
 def _same(told: Any, recipe: PretrainRecipe) -> bool:
@@ -171,6 +179,13 @@ def _digest(recipe: PretrainRecipe) -> str:
     from deploykit.data import digests
 
     return "+".join([*(digests.of(spec) for spec in recipe.data.train), *_weights_digest(recipe)])
+
+
+def _judged_on(recipe: PretrainRecipe) -> str:
+    """Digest of what is judged with beside the data that are learnt from; empty where there is nothing else."""
+    from deploykit.data import digests
+
+    return "+".join(digests.of(spec) for spec in (recipe.data.probe, recipe.data.test) if spec)
 
 
 def _weights_digest(recipe: PretrainRecipe) -> list[str]:
@@ -193,7 +208,9 @@ def _begin(recipe: PretrainRecipe, resume: bool) -> Any:
 
     path = recipe.output / checkpoint.NAME
     if resume:
-        return checkpoint.load(path)
+        state = checkpoint.load(path)
+        _check_begun(recipe)
+        return state
     if path.exists():
         hint = "go on with --resume, choose another output, or remove the folder"
         raise BusyError(f"{recipe.output} holds an unfinished run", hint=hint)
@@ -202,6 +219,44 @@ def _begin(recipe: PretrainRecipe, resume: bool) -> Any:
         (recipe.output / "metrics.jsonl").unlink(missing_ok=True)
         write_json(recipe.output / _BEGUN, {"recipe": recipe.to_data(), "digest": _digest(recipe)})
     return None
+
+
+def _check_begun(recipe: PretrainRecipe) -> None:
+    """`BusyError` where a run goes on with other data than it began with, or another split of them.
+
+    What was trained on would then be judged with. The rate, say, may be changed: a loss that is no number asks for it.
+    """
+    path = recipe.output / _BEGUN
+    if not path.exists():  # taken from elsewhere, by hand
+        return
+    told = json.loads(path.read_text(encoding="utf-8"))
+    before, now = (_deciding(of) for of in (told["recipe"], json.loads(json.dumps(recipe.to_data()))))
+    changed = next((key for key in now if key in before and before[key] != now[key]), None)
+    fact = f"{changed} was {before[changed]} and is {now[changed]}" if changed else "its data have changed since"
+    if changed or told["digest"] != _digest(recipe):
+        hint = "go on with what it began with, or choose another output"
+        raise BusyError(f"{recipe.output} holds a run over other data: {fact}", hint=hint)
+
+
+def _deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that decide what is learnt from and what is held out; where the data lie is none of them."""
+    data = {key: recipe["data"].get(key) for key in ("holdout", "limit", "names", "test_names", "unreadable")}
+    parts = {"data": data, "modality": recipe["modality"]}
+    return {"seed": recipe["seed"], **{f"{part}.{k}": v for part, keys in parts.items() for k, v in keys.items()}}
+
+
+def _check_views(adapter: Any, held: Held, encoder: nn.Module, count: int, seed: int) -> None:
+    """`RecipeError` where all views of a sample are one and the same: they then match from the start."""
+    import torch
+
+    from deploykit.pretrain.draws import Draws
+
+    some = min(len(held), 64)
+    made = adapter.views(tuple(t[:some] for t in held.tensors), count, Draws(seed, some, 0, some))
+    drops = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in encoder.modules())
+    if not drops and all(torch.equal(made[0].values, view.values) for view in made[1:]):
+        hint = "let them differ: encoder.dropout=0.1, or for texts modality.drop=0.1 or modality.span=0.5"
+        raise RecipeError("the views of a sample are all the same, so there is nothing to match", hint=hint)
 
 
 def _data(recipe: PretrainRecipe, facts: Mapping[str, Any]) -> tuple[Any, Held, str]:
@@ -236,7 +291,7 @@ def _split(recipe: PretrainRecipe, adapter: Any, held: Held) -> tuple[Tensor, Ju
         labelled = held
         kept, asked = inputs.split(len(held), options.holdout, recipe.seed)
         trained = kept
-    bank, query = (labelled.rows(places[: recipe.probe.samples]) for places in (kept, asked))
+    bank, query = (labelled.rows(inputs.some(places, recipe.probe.samples, recipe.seed)) for places in (kept, asked))
     if options.probe and labelled.pairs:  # nothing is fitted to them, so that all of them can be asked
         bank = query = labelled
     test = None
@@ -244,12 +299,26 @@ def _split(recipe: PretrainRecipe, adapter: Any, held: Held) -> tuple[Tensor, Ju
         specs = [options.test] if options.test else options.train
         given = inputs.read(specs, recipe.modality, 0, options.names, inputs.fits(options.test_names))
         test = inputs.hold(adapter, given, options, recipe.output, labelled.classes)
+        _check_test(test, labelled)
     judge = Judge(adapter, bank, query, test, recipe.probe)
     if not recipe.finetune.epochs:
         return trained, judge, bank
     if labelled.labels is None:  # told now, not after the training
         raise RecipeError("there is nothing to fine-tune on: the data have no labels", hint="name some: data.probe")
+    if recipe.finetune.batch > len(kept):
+        fact = f"finetune.batch is {recipe.finetune.batch}, and there are {len(kept)} labelled inputs"
+        raise RecipeError(fact, hint="give a smaller one")
     return trained, judge, labelled.rows(kept)
+
+
+def _check_test(test: Held, labelled: Held) -> None:
+    """`RecipeError` where the test data have no answers, or the probe has none to learn from."""
+    if test.pairs or (test.labels is not None and labelled.labels is not None):
+        return
+    who = "the test data have" if test.labels is None else "the data that the probe learns from have"
+    raise RecipeError(
+        f"{who} no labels, so that the test data cannot be asked", hint="name labelled data: data.test, data.probe"
+    )
 
 
 def _check_split(recipe: PretrainRecipe, processes: int) -> None:
@@ -300,6 +369,7 @@ def _facts(recipe: PretrainRecipe, encoder: Any, adapter: Any, held: Held, diges
         "data": {
             "train": list(recipe.data.train),
             "digest": digest,
+            "judged_on": _judged_on(recipe),
             "samples": len(held),
             "skipped": list(held.skipped),
         },

@@ -35,8 +35,9 @@ class Job:
     """One training: the ``task`` (an objective around its ``encoder``), the data, and what is told to whom.
 
     ``held`` are tensors in memory with the samples as their first axis, of which those at ``places`` are trained on.
-    ``views(rows, draws)`` makes the inputs of one step from some rows of them. ``lengths`` of the samples are what
-    ``training.grouped`` sorts by. ``judge(encoder, step)`` gives figures for the metrics, every ``judge_every`` steps.
+    ``views(rows, draws)`` makes the inputs of one step from some rows of them; ``mixes``: those of one sample also from
+    other samples of the batch. ``lengths`` of the samples are what ``training.grouped`` sorts by.
+    ``judge(encoder, step)`` gives figures for the metrics, every ``judge_every`` steps.
     """
 
     task: nn.Module
@@ -50,6 +51,7 @@ class Job:
     folder: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
     lengths: Tensor | None = None
+    mixes: bool = False
     judge: Callable[[nn.Module, int], Line] | None = None
     judge_every: int = 0
     on_line: Callable[[Line], None] | None = None
@@ -76,7 +78,10 @@ def rate(options: TrainingSection, step: int, steps: int) -> float:
 
 
 def make_accelerator(options: TrainingSection) -> Any:
-    """The `accelerate.Accelerator` that the recipe asks for; `MissingError` without the package."""
+    """The `accelerate.Accelerator` that the recipe asks for; `MissingError` without the package.
+
+    `RecipeError` where it would leave processes that were started together to themselves.
+    """
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
@@ -88,7 +93,15 @@ def make_accelerator(options: TrainingSection) -> Any:
     if distributed.world() == 1:
         AcceleratorState._reset_state(True)  # it is one per process, and the precision of an earlier run would stay
     precision = "bf16" if options.precision == "bf16" else "no"
-    return Accelerator(cpu=options.device == "cpu", mixed_precision=precision)
+    # Without a GPU it must be told so: it otherwise joins the processes and then takes each for the only one.
+    cpu = options.device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
+    if accelerator.num_processes != distributed.world():
+        raise RecipeError(
+            f"{distributed.world()} processes were started, and accelerate knows of {accelerator.num_processes}",
+            hint="start them with torchrun or `accelerate launch`, as many as there are GPUs, or on the CPU alone",
+        )
+    return accelerator
 
 
 def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
@@ -100,21 +113,23 @@ def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
     options, device = job.options, accelerator.device
     steps = steps_of(options, len(job.places))
     job.task.to(device)
-    job.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     whole = job.encoder
     if _is_sharded(options):
         whole = copy.deepcopy(job.encoder)
         distributed.shard(job.task, device)
+    else:  # FSDP2 takes no other layout than torch's own
+        job.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(job.task, options, device)
     average = _Average(job.encoder, options.ema)
-    start = _restore(job, optimizer, average) if resume else 0
+    clock = _Clock()
+    start = _restore(job, optimizer, average, clock) if resume else 0
     if options.compile:
         job.encoder.compile()
     task = job.task if _is_sharded(options) else accelerator.prepare(job.task)
     prepared = accelerator.prepare(optimizer)
-    clock = _Clock()
     batches = _Prefetch(job, device, start, steps)
     job.task.train()
+    clock.restart()
     try:
         for step in range(start, steps):
             torch.manual_seed(step_seed(job.seed, step, distributed.rank()))
@@ -126,13 +141,14 @@ def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
             clock.views += options.batch * max(1, job.views_per_sample)
             if done % options.log_every == 0 or done == steps:
                 _tell(job, _line(job, done, steps, loss, parts, rate(options, step, steps), clock))
-            if done % options.save_every == 0 or done == steps:
-                _save(job, optimizer, average, done)
             if job.judge and job.judge_every and done % job.judge_every == 0 and done < steps:
+                clock.lap()
                 with average.applied(job.encoder, whole):
                     _tell(job, {"step": done, "probe": job.judge(whole, done)})
                 job.task.train()
                 clock.restart()
+            if done % options.save_every == 0 or done == steps:  # last: what a killed run had told is told again
+                _save(job, optimizer, average, clock, done)
     finally:
         batches.close()
     average.applied(job.encoder, whole).begin()
@@ -267,13 +283,14 @@ class _Prefetch:
         options, processes = self._job.options, distributed.world()
         part = options.batch // options.accumulate
         own = part // processes
-        first = micro * part + distributed.rank() * own
-        rows = self._job.places[self._orders(step)[first : first + own]]
-        held = tuple(t[rows].to(self._device, non_blocking=True) for t in self._job.held)
         begin = distributed.rank() * own
+        begun, ended = (0, part) if self._job.mixes else (begin, begin + own)
+        rows = self._job.places[self._orders(step)[micro * part + begun : micro * part + ended]]
+        held = tuple(t[rows].to(self._device, non_blocking=True) for t in self._job.held)
         seeds = step_seed(self._job.seed, step, micro, 1)
-        views = self._job.views(held, Draws(seeds, part, begin, begin + own, self._device))
-        laid_out = [Input(_channels_last(v.values), v.valid) for v in views]
+        views = self._job.views(held, Draws(seeds, part, begun, ended, self._device))
+        kept = slice(begin - begun, begin - begun + own)
+        laid_out = [Input(_channels_last(v.values[kept]), None if v.valid is None else v.valid[kept]) for v in views]
         return laid_out, Draws(step_seed(seeds, 2), part, begin, begin + own, self._device)
 
 
@@ -307,10 +324,10 @@ def _orders(job: Job) -> Callable[[int], Tensor]:
 
 
 class _Clock:
-    """Time since the last line, and how much of it the loop waited for data."""
+    """Time since the last line, and how much of it the loop waited for data; ``training``, ``waited_all``: in all."""
 
     def __init__(self) -> None:
-        self.training = self._waited_all = 0.0
+        self.training = self.waited_all = 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -321,13 +338,13 @@ class _Clock:
         passed = time.perf_counter() - self._since
         result = passed, self.waited, self.views
         self.training += passed
-        self._waited_all += self.waited
+        self.waited_all += self.waited
         self.restart()
         return result
 
     def share(self) -> float:
         """Share of all the time that was spent waiting."""
-        return round(self._waited_all / max(self.training, 1e-9), 4)
+        return round(self.waited_all / max(self.training, 1e-9), 4)
 
     def waiting(self) -> _Waiting:
         return _Waiting(self)
@@ -362,7 +379,7 @@ def _tell(job: Job, line: Line) -> None:
             job.on_line(line)
 
 
-def _save(job: Job, optimizer: torch.optim.Optimizer, average: _Average, step: int) -> None:
+def _save(job: Job, optimizer: torch.optim.Optimizer, average: _Average, clock: _Clock, step: int) -> None:
     model = {name: distributed.full(value) for name, value in job.task.state_dict().items()}
     ema = {name: distributed.full(value) for name, value in average.tensors.items()}
     known = optimizer.state_dict()["state"]
@@ -371,11 +388,12 @@ def _save(job: Job, optimizer: torch.optim.Optimizer, average: _Average, step: i
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise _broken(job, step - 1, f"'{name}' holds what is no number")
     if distributed.rank() == 0:
-        state = checkpoint.State(step, model, ema, entries, torch.get_rng_state(), dict(job.facts))
+        seconds = (clock.training, clock.waited_all)
+        state = checkpoint.State(step, model, ema, entries, torch.get_rng_state(), dict(job.facts), seconds)
         checkpoint.save(job.folder / checkpoint.NAME, state)
 
 
-def _restore(job: Job, optimizer: torch.optim.Optimizer, average: _Average) -> int:
+def _restore(job: Job, optimizer: torch.optim.Optimizer, average: _Average, clock: _Clock) -> int:
     """Load the last checkpoint and drop the metrics behind it; returns its step."""
     path = job.folder / checkpoint.NAME
     state = checkpoint.load(path)
@@ -391,10 +409,13 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, average: _Average) -> i
         if name in state.ema:
             value.copy_(distributed.spread_like(state.ema[name], value))
     torch.set_rng_state(state.rng)
+    clock.training, clock.waited_all = state.seconds
     metrics = job.folder / METRICS
     if metrics.exists() and distributed.rank() == 0:
         kept = [line for line in _whole_lines(metrics) if json.loads(line)["step"] <= state.step]
-        metrics.write_text("".join(kept), encoding="utf-8")
+        part = metrics.with_name(metrics.name + ".part")
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(metrics)
     return state.step
 
 

@@ -15,4 +15,4 @@ def die(line):
 
 
 if __name__ == "__main__":
-    run.pretrain(made.resumable(Path(sys.argv[1]), sys.argv[2]), on_line=die)
+    run.pretrain(made.resumable(Path(sys.argv[1]), *sys.argv[2:]), on_line=die)

@@ -94,21 +94,21 @@ def one_thread():
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def resumable(output, data):
+def resumable(output, data, encoder="transformer"):
     """A run with everything that has a state: dropout, averaged weights, momentum, an order of the data."""
     return recipe(
         output,
         data,
-        objective="adversarial",
-        encoder="transformer",
+        objective="adversarial" if encoder == "transformer" else "match",
+        encoder=encoder,
         training={"steps": 26, "batch": 12, "ema": 0.9, "save_every": 3, "accumulate": 2},
     )
 
 
-def spread(output, data):
+def spread(output, data, encoder="transformer"):
     """A run whose weights are spread over its processes, without dropout: that is drawn by each process."""
-    table = recipe(output, data, encoder="transformer").to_data()
-    table["encoder"]["dropout"] = 0.0
+    table = recipe(output, data, encoder=encoder).to_data()
+    table["encoder"] |= {"dropout": 0.0} if encoder == "transformer" else {}
     table["training"] |= {"shard": True, "ema": 0.5, "steps": 6}
     table["probe"] = {"every": 2, "rank_alarm": 0.0}
     return PretrainRecipe.from_data(table)

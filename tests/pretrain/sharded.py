@@ -12,14 +12,14 @@ from deploykit.pretrain import run
 from tests.pretrain import made
 
 
-def main(output, data, stop, resume):
+def main(output, data, stop, resume, encoder):
     torch.set_num_threads(1)
 
     def die(line):
         if line["step"] == int(stop):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run.pretrain(made.spread(Path(output), data), resume=resume == "1", on_line=die)
+    run.pretrain(made.spread(Path(output), data, encoder), resume=resume == "1", on_line=die)
     dist.destroy_process_group()
 
 

@@ -108,3 +108,22 @@ def test_an_encoder_that_keeps_places_exports_and_says_how_it_pools(tmp_path, en
     with onnxruntime_runner(exported.model, source.card) as encode:
         found = encode({name: value.numpy() for name, value in given.items()})
     np.testing.assert_allclose(found, source.module(**given).numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16_is_that_of_torch(masked):
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(2, 3, 7, 8, generator=generator, requires_grad=True) for _ in range(3)]
+    short = [t.detach().bfloat16().requires_grad_() for t in exact]
+    bias = torch.zeros(2, 1, 1, 7)
+    if masked:
+        bias[0, ..., 4:] = -1e4
+    wanted = torch.nn.functional.scaled_dot_product_attention(*exact, attn_mask=bias)
+    found = transformer.attention(*short, bias.bfloat16() if masked else None)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)
+    weights = torch.randn(wanted.shape, generator=generator)
+    (wanted * weights).sum().backward()
+    (found.float() * weights).sum().backward()
+    for own, reference in zip(short, exact, strict=True):
+        torch.testing.assert_close(own.grad.float(), reference.grad, atol=0.06, rtol=0.06)

@@ -74,6 +74,7 @@ def test_fine_tuning_without_labels_is_refused_before_the_training(tmp_path):
 def test_a_batch_larger_than_the_labelled_data_is_refused(tmp_path, squares):
     with pytest.raises(RecipeError, match="batch is 64, and there are 36 labelled"):
         run.pretrain(tuned(tmp_path / "run", squares, {"epochs": 1, "batch": 64}))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_loss_of_fine_tuning_that_is_no_number_is_told(tmp_path, squares):

@@ -2,7 +2,9 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 
 from deploykit import settings
 from deploykit.errors import BusyError, CheckError, InputError, RecipeError, SourceError, UnknownNameError
-from deploykit.pretrain import checkpoint, run, trainer
+from deploykit.pretrain import checkpoint, inputs, judge, run, trainer
+from deploykit.pretrain.modalities import image
 from deploykit.pretrain.recipe import PretrainRecipe
 from tests.pretrain import made
 
@@ -52,13 +55,25 @@ def test_a_next_token_can_be_predicted(tmp_path):
     assert len(made.losses(run.pretrain(PretrainRecipe.from_data(table)).folder)) == 4
 
 
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, squares):
-    unbroken = run.pretrain(made.resumable(tmp_path / "unbroken", squares))
-    command = [sys.executable, "-m", "tests.pretrain.killed", str(tmp_path / "killed"), str(squares)]
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the child: two threads add up in another order
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("encoder", ["transformer", "resnet", "cnn"])
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, squares, encoder):
+    unbroken = run.pretrain(made.resumable(tmp_path / "unbroken", squares, encoder))
+    command = [sys.executable, "-m", "tests.pretrain.killed", str(tmp_path / "killed"), str(squares), encoder]
     child = subprocess.run(command, cwd=ROOT, env=made.one_thread(), capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert not (tmp_path / "killed" / run.CARD).exists()
-    resumed = run.pretrain(made.resumable(tmp_path / "killed", squares), resume=True)
+    before = checkpoint.load(tmp_path / "killed" / checkpoint.NAME).seconds[0]
+    resumed = run.pretrain(made.resumable(tmp_path / "killed", squares, encoder), resume=True)
+    assert resumed.card["training"]["seconds"] > before > 0
     assert resumed.card["training"]["resumed_at"] == 6
     assert made.losses(resumed.folder) == made.losses(unbroken.folder)
     assert (resumed.folder / run.WEIGHTS).read_bytes() == (unbroken.folder / run.WEIGHTS).read_bytes()
@@ -100,6 +115,42 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, squares):
         run.pretrain(made.recipe(tmp_path / "run", squares, encoder="resnet"), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "fact"),
+    [({"holdout": 0.5}, r"data.holdout was 0.25 and is 0.5"), ({"limit": 30}, "data.limit was 0 and is 30")],
+)
+def test_a_run_does_not_go_on_with_what_it_had_held_out(tmp_path, squares, key, fact):
+    run.pretrain(made.recipe(tmp_path / "run", squares))
+    (tmp_path / "run" / run.CARD).unlink()
+    with pytest.raises(BusyError, match=fact):
+        run.pretrain(made.recipe(tmp_path / "run", squares, data=key), resume=True)
+    made.pictures(squares / "more", 2)
+    with pytest.raises(BusyError, match="its data have changed since"):
+        run.pretrain(made.recipe(tmp_path / "run", squares), resume=True)
+
+
+def test_a_probe_that_was_told_behind_the_last_checkpoint_is_told_again(tmp_path, squares):
+    recipe = made.recipe(tmp_path / "run", squares, probe={"every": 2})
+
+    def stop(line):
+        if "probe" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.pretrain(
+            made.recipe(tmp_path / "run", squares, probe={"every": 2}, training={"save_every": 1}), on_line=stop
+        )
+    run.pretrain(recipe, resume=True)
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [(line["step"], "probe" in line) for line in lines] == [
+        (1, False),
+        (2, False),
+        (2, True),
+        (3, False),
+        (4, False),
+    ]
+
+
 def test_nothing_to_resume_is_said(tmp_path, squares):
     with pytest.raises(SourceError, match="no checkpoint"):
         run.pretrain(made.recipe(tmp_path / "run", squares), resume=True)
@@ -112,6 +163,20 @@ def test_unreadable_pictures_are_skipped_up_to_a_limit(tmp_path, squares):
     outcome = run.pretrain(made.recipe(tmp_path / "run", squares, skip=0.1))
     assert len(outcome.card["data"]["skipped"]) == 1
     assert "broken.png" in outcome.card["data"]["skipped"][0]
+
+
+def test_an_input_without_a_file_of_its_own_is_named_by_its_place(tmp_path, squares):
+    good = next(squares.rglob("*.png")).read_bytes()
+    table = made.recipe(tmp_path / "run", squares)
+    adapter = image.Adapter.fit(table.options["modality"], [good], 0)
+    given = inputs.Read([good, good, b"broken"], None, (), "")
+    assert "image 2" in inputs.hold(adapter, given, replace(table.data, unreadable=0.5), tmp_path).skipped[0]
+
+
+def test_texts_are_cut_though_as_many_parts_come_out_as_there_were_texts():
+    given = inputs.Read(["one two", "", "three"], None, (), "")
+    cut = inputs.in_parts(given, lambda texts: [word for text in texts for word in text.split()])
+    assert cut.inputs == ["one", "two", "three"]
 
 
 def test_one_class_alone_cannot_be_probed(tmp_path, squares):
@@ -131,6 +196,57 @@ def test_a_text_in_another_encoding_is_refused_with_its_line(tmp_path):
     (tmp_path / "old.txt").write_bytes("fine\ncaf\xe9\n".encode("latin1"))
     with pytest.raises(InputError, match="line 2 is not UTF-8"):
         run.pretrain(made.recipe(tmp_path / "run", tmp_path / "old.txt", modality="text", encoder="transformer"))
+
+
+def test_views_that_are_all_the_same_are_refused_before_the_training(tmp_path):
+    data = made.data_for("text", tmp_path)
+    kinds = {"modality": "text", "encoder": "transformer"}
+    same = made.recipe(tmp_path / "run", data, **kinds).to_data()
+    same["encoder"]["dropout"], same["modality"]["span"] = 0.0, 1.0
+    with pytest.raises(RecipeError, match="views of a sample are all the same"):
+        run.pretrain(PretrainRecipe.from_data(same))
+    same["encoder"]["dropout"] = 0.1
+    same["output"] = str(tmp_path / "other")
+    assert run.pretrain(PretrainRecipe.from_data(same)).card["probes"]
+
+
+def test_test_data_without_labels_are_refused_before_the_training(tmp_path, squares):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in list(squares.rglob("*.png"))[:4]:
+        (plain / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(RecipeError, match="the test data have no labels"):
+        run.pretrain(made.recipe(tmp_path / "run", squares, data={"test": str(plain)}))
+    with pytest.raises(RecipeError, match="the data that the probe learns from have no labels"):
+        run.pretrain(made.recipe(tmp_path / "other", plain, data={"test": str(squares)}, training={"batch": 2}))
+
+
+def test_other_test_data_are_no_reason_to_say_that_nothing_is_to_do(tmp_path, squares):
+    test = made.pictures(tmp_path / "test", 10)
+    recipe = made.recipe(tmp_path / "run", squares, data={"test": str(test)})
+    run.pretrain(recipe)
+    assert run.pretrain(recipe).unchanged
+    next(test.rglob("*.png")).unlink()
+    with pytest.raises(BusyError, match="over other data"):
+        run.pretrain(recipe)
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ("training", {"steps": -5}),
+        ("training", {"warmup": 500.0}),
+        ("training", {"lr": 0.0}),
+        ("probe", {"neighbours": 0}),
+        ("probe", {"samples": 1}),
+        ("probe", {"every": -1}),
+        ("data", {"limit": -1}),
+        ("data", {"unreadable": 2.0}),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(tmp_path, section, keys):
+    with pytest.raises(RecipeError, match=f"{section}.{next(iter(keys))} is"):
+        made.recipe(tmp_path / "run", "x", **{section: keys})
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path, squares):
@@ -199,14 +315,28 @@ def test_bfloat16_and_probes_during_training(tmp_path, squares):
 
 
 def test_each_set_is_encoded_once(tmp_path, squares, monkeypatch):
-    from deploykit.pretrain import judge
-
     sizes, plain = [], judge.Judge._vectors
     monkeypatch.setattr(judge.Judge, "_vectors", lambda self, e, held: sizes.append(len(held)) or plain(self, e, held))
     made.pictures(tmp_path / "test", 10)
     card = run.pretrain(made.recipe(tmp_path / "run", squares, data={"test": str(tmp_path / "test")})).card
     assert sizes == [36, 12, 10] * 3
     assert {row["test"]["ridge"] for row in card["probes"].values()} <= {1e-4, 1e-3, 1e-2, 1e-1, 1.0}
+
+
+def test_a_probe_of_some_of_the_data_knows_every_class(tmp_path, squares, monkeypatch):
+    known, plain = [], judge.Judge._bank
+    monkeypatch.setattr(judge.Judge, "_bank", lambda self, e: known.append(self.bank.labels) or plain(self, e))
+    run.pretrain(made.recipe(tmp_path / "run", squares, probe={"samples": 12}))  # a folder is read class by class
+    assert all(len(labels) == 12 and len(set(labels.tolist())) == 2 for labels in known)
+
+
+def test_the_rank_is_that_of_vectors_from_everywhere(squares):
+    rows = torch.cat([torch.zeros(3000, 8), torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))])
+    held = inputs.Held((rows,), None, (), (), ())  # sorted: the first class looks all the same
+    query = held.rows(torch.arange(3000, 3010))
+    adapter = SimpleNamespace(raw=lambda tensors: tensors[0])
+    judged = judge.Judge(adapter, held, query, None, made.recipe("o", squares).probe)
+    assert judged.figures(None)["effective_rank"] > 7
 
 
 def test_a_collapse_is_told(tmp_path, squares):

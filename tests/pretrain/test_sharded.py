@@ -17,13 +17,14 @@ from tests.pretrain import made
 ROOT = Path(__file__).parents[2]
 
 
-def train(output, data, *, stop=0, resume=False):
+def train(output, data, *, stop=0, resume=False, encoder="transformer"):
     """Exit code and errors of the first of two processes; the other one ends with it."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "tests.pretrain.sharded", str(output), str(data), str(stop), str(int(resume))]
+    command = [sys.executable, "-m", "tests.pretrain.sharded", str(output), str(data), str(stop)]
+    command += [str(int(resume)), encoder]
     children = []
     for rank in ("0", "1"):
         environment = {**made.one_thread(), **common, "RANK": rank, "LOCAL_RANK": rank}
@@ -40,16 +41,21 @@ def squares(tmp_path_factory):
     return made.pictures(tmp_path_factory.mktemp("data") / "squares")
 
 
+@pytest.fixture(scope="module", params=["transformer", "resnet"])
+def encoder(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, squares):
+def unbroken(tmp_path_factory, squares, encoder):
     output = tmp_path_factory.mktemp("spread") / "run"
-    code, errors = train(output, squares)
+    code, errors = train(output, squares, encoder=encoder)
     assert code == 0, errors
     return output
 
 
-def test_two_processes_with_half_of_the_weights_each_equal_one(tmp_path, squares, unbroken):
-    one = run.pretrain(made.spread(tmp_path / "one", squares))
+def test_two_processes_with_half_of_the_weights_each_equal_one(tmp_path, squares, unbroken, encoder):
+    one = run.pretrain(made.spread(tmp_path / "one", squares, encoder))
     assert json.loads((unbroken / run.CARD).read_text())["training"]["processes"] == 2
     assert made.losses(unbroken) == pytest.approx(made.losses(one.folder), rel=1e-4)
     expected, found = load_file(one.folder / run.WEIGHTS), load_file(unbroken / run.WEIGHTS)
@@ -59,10 +65,10 @@ def test_two_processes_with_half_of_the_weights_each_equal_one(tmp_path, squares
         np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)
 
 
-def test_a_killed_run_with_spread_weights_goes_on_as_if_it_had_not_been(tmp_path, squares, unbroken):
-    assert train(tmp_path / "run", squares, stop=5)[0] == -signal.SIGKILL
+def test_a_killed_run_with_spread_weights_goes_on_as_if_it_had_not_been(tmp_path, squares, unbroken, encoder):
+    assert train(tmp_path / "run", squares, stop=5, encoder=encoder)[0] == -signal.SIGKILL
     assert not (tmp_path / "run" / run.CARD).exists()
-    code, errors = train(tmp_path / "run", squares, resume=True)
+    code, errors = train(tmp_path / "run", squares, resume=True, encoder=encoder)
     assert code == 0, errors
     assert made.losses(tmp_path / "run") == made.losses(unbroken)
     assert (tmp_path / "run" / run.WEIGHTS).read_bytes() == (unbroken / run.WEIGHTS).read_bytes()

@@ -34,8 +34,9 @@ def batch(space, view, rows):
     if isinstance(space, Patches):
         return Input(torch.randn(8, 1, 8, 8, generator=generator)[rows])
     ids = torch.randint(5, 40, (8, 10), generator=generator)
-    valid = (torch.arange(10)[None] < torch.tensor([10, 3, 9, 4, 2, 10, 5, 7])[:, None]).long()
-    return Input((ids * valid)[rows], valid[rows])
+    valid = (torch.arange(10)[None] < torch.tensor([10, 3, 9, 4, 2, 8, 5, 7])[:, None]).long()
+    longest = int(valid[rows].sum(dim=1).max())  # a process cuts its rows to the longest of them
+    return Input((ids * valid)[rows, :longest], valid[rows, :longest])
 
 
 def main(path):

@@ -100,9 +100,9 @@ class Adapter:
         values = np.stack(found)
         return cls(options, {"mean": round(float(values.mean()), 5), "std": round(max(float(values.std()), 1e-3), 5)})
 
-    def read(self, given: Any) -> tuple[np.ndarray, ...]:
-        """One sound as normalised log-mel float32 [1, frames, bins]."""
-        samples = audio.load(given, audio.describe(given, 0), self.options.rate)
+    def read(self, given: Any, place: int = 0) -> tuple[np.ndarray, ...]:
+        """One sound as normalised log-mel float32 [1, frames, bins]; errors name it by its file or its ``place``."""
+        samples = audio.load(given, audio.describe(given, place), self.options.rate)
         return (log_mel(samples, self.options.rate, self.mel),)
 
     def clean(self, held: tuple[Tensor, ...]) -> Input:
@@ -112,6 +112,11 @@ class Adapter:
     def views(self, held: tuple[Tensor, ...], count: int, draws: Draws) -> list[Input]:
         """Independent augmentations of each sound."""
         return [Input(v) for v in _augment.many(count, lambda: self._augment(held[0], draws))]
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views of one sound are made with other sounds of the batch too."""
+        return self.options.mix > 0
 
     def raw(self, held: tuple[Tensor, ...]) -> Tensor:
         """The mean and the deviation over time of each mel bin."""
@@ -139,7 +144,6 @@ class Adapter:
         """Each sound with another one at its own energy, of which it takes the share ``weights`` [batch]."""
         mean, std = self.facts["mean"], self.facts["std"]
         power = (mels * std + mean).exp()
-        # The sound mixed in comes from this process's part of the batch, chosen by a draw of the sample's own.
         other = power[(draw * len(power)).long().clamp(max=len(power) - 1)]
         energy = power.mean(dim=(1, 2, 3), keepdim=True)
         other = other * energy / other.mean(dim=(1, 2, 3), keepdim=True)

@@ -94,9 +94,12 @@ class Adapter:
         except InputError:
             return None
 
-    def read(self, given: Any) -> tuple[np.ndarray, ...]:
-        """One picture, uint8 [channels, size, size], decoded and resized as the exported encoder will have it."""
-        where = image.describe(given, 0)
+    def read(self, given: Any, place: int = 0) -> tuple[np.ndarray, ...]:
+        """One picture, uint8 [channels, size, size], decoded and resized as the exported encoder will have it.
+
+        Errors name it by its file or its ``place``.
+        """
+        where = image.describe(given, place)
         pixels = image.load(given, where, self.loading)
         if pixels.shape[:2] != (self.options.size, self.options.size):
             pixels = image.resize(pixels, self.options.size, self.options.size, self.loading)

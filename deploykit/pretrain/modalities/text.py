@@ -84,10 +84,10 @@ class Adapter:
                 counts[piece] += count
         return cls(options, {"tokenizer": made.to_str(), "counts": counts})
 
-    def read(self, given: Any) -> tuple[np.ndarray, ...]:
+    def read(self, given: Any, place: int = 0) -> tuple[np.ndarray, ...]:
         """One text as ids int32 [length], filled with padding, and its count of tokens."""
         if not isinstance(given, str):
-            raise InputError(f"a {type(given).__name__} is no text", hint="name a column of texts")
+            raise InputError(f"input {place} is a {type(given).__name__} and no text", hint="name a column of texts")
         found = self._tokenizer.encode(given).ids
         ids = np.full(self.options.length, _PAD, np.int32)
         ids[: len(found)] = found
@@ -145,7 +145,7 @@ class Adapter:
 
     def _thin(self, rows: Tensor, kept: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Leave tokens out, at least one of the ``kept`` inner ones stays; the others move together."""
-        draw = draws.uniform(self.options.length)[:, : rows.shape[1]]  # as many whatever the batch's longest text
+        draw = draws.columns(self.options.length, rows.shape[1])
         places = torch.arange(rows.shape[1], device=rows.device)[None]
         inner = (places > 0) & (places <= kept[:, None])
         safest = draw.masked_fill(~inner, -1.0).argmax(dim=1, keepdim=True)

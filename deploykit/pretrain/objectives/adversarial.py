@@ -71,7 +71,9 @@ class Adversarial(nn.Module):
         elements, valid = space.split(views[0]), views[0].valid
         hidden = choose_hidden(space, elements, valid, options.share, draws)
         # The generator's last layer runs at hidden places: with a vocabulary of thousands it costs more than the rest.
-        places = hidden.float().argsort(dim=1, descending=True)[:, : max(1, round(options.share * hidden.shape[1]))]
+        # In their order: which draw belongs to which place must not depend on the longest text of this process.
+        order = hidden.float().argsort(dim=1, descending=True, stable=True)
+        places = order[:, : max(1, round(options.share * hidden.shape[1]))]
         asked, real = hidden.gather(1, places), _gather(elements, places)
         prediction = self.fill(_gather(self._generated(elements, hidden, places, valid, draws), places))
         generating = distributed.mean(space.score(prediction, real, normalized=False), asked.float())
@@ -120,7 +122,7 @@ class Adversarial(nn.Module):
         """Which of the hidden elements stay blank, bool [batch, length]; None where none may."""
         if not self.options.blank:
             return None
-        return hidden & (draws.uniform(hidden.shape[1]) < self.options.blank)
+        return hidden & (draws.columns(self.space.length, hidden.shape[1]) < self.options.blank)
 
     def _deceive(self, mixed: Tensor, hidden: Tensor, valid: Tensor | None) -> Tensor:
         """How far generated elements are called generated beyond the margin; gradients reach the generator alone.

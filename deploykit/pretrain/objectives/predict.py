@@ -64,7 +64,7 @@ class Dropped(nn.Module):
         """Mean squared error over the hidden elements of the global batch, those that are flat left out."""
         elements = self.space.split(views[0])
         kept = max(1, round(elements.shape[1] * (1 - (self.options.share or 0.75))))
-        order = draws.uniform(elements.shape[1]).argsort(dim=1)
+        order = draws.columns(self.space.length, elements.shape[1]).argsort(dim=1)
         seen = order[:, :kept]
         narrow = self.narrow(self.encoder.tokens(elements, None, seen))
         gaps = self.gap.to(narrow.dtype).expand(len(elements), elements.shape[1], -1)
