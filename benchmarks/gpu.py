@@ -3,7 +3,7 @@
     deploykit export MODEL -o gpu.bundle -t tensorrt -t onnxruntime-cuda -p fp16 -p int8 -p fp8 --calibration texts.txt
     python -m benchmarks.gpu --bundle gpu.bundle --model MODEL -o gpu.json --markdown gpu.md
 
-The first command needs no GPU. The second needs no network, and begins nothing after ``--minutes`` (7). What it uses,
+The first command needs no GPU. The second needs no network, and begins nothing after ``--minutes`` (6). What it uses,
 as wheels for Python 3.11 on x86-64 Linux; an arm whose package, variant or GPU is missing gets "not run", never a
 figure. Where a store or a link takes no file of that size, `split -b` and `cat` carry a wheel in parts:
 
@@ -30,7 +30,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,11 +38,15 @@ import numpy as np
 
 from benchmarks.results import interval, quality
 
-BASELINE = "torch-fp16"
+BASELINES = ("torch-fp16", "torch-fp16-graph")
+"""Torch as it is called, which waits for Python to launch, and as a graph, which does not: the faster one counts."""
 #: What each precision must agree with torch fp32 to, as the mean cosine.
 PARITY = {"fp16": 0.9999, "int8": 0.99, "fp8": 0.99}
 #: The batches at which an engine must not be slower than the baseline.
 COMPARED = (1, 32)
+
+_BEGUN = time.monotonic()
+"""Reading the model and checking the bundle count too."""
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -76,13 +80,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """How often; ``seconds`` is when no further point is begun."""
+    """How often; ``seconds`` after ``begun`` no further arm is opened and no point begun."""
 
     rounds: int = 7
     calls: int = 30
     warm_up: int = 5
-    seconds: float = 420.0
+    seconds: float = 360.0
     seed: int = 0
+    begun: float = field(default_factory=time.monotonic)
 
 
 Timer = Callable[[Callable[[], None], int], list[float]]
@@ -97,7 +102,7 @@ def compare(
     plan: Plan,
 ) -> list[dict[str, Any]]:
     """A row for each arm at each point: figures, or ``not_run`` with the reason."""
-    begun, draw = time.monotonic(), random.Random(plan.seed)
+    draw = random.Random(plan.seed)
     missing = {arm.name: arm.missing for arm in arms if arm.open is None}
     opened: dict[str, Runner] = {}
     rows = []
@@ -105,13 +110,16 @@ def compare(
         for arm in arms:
             if arm.open is None:
                 continue
+            if time.monotonic() - plan.begun > plan.seconds:  # an engine may have to be built
+                missing[arm.name] = "the time was up"
+                continue
             try:
                 opened[arm.name] = arm.open()
                 stack.callback(opened[arm.name].close)
             except Exception as error:  # whatever a library says: the other arms go on
                 missing[arm.name] = _first_line(error)
         for point in points:
-            if time.monotonic() - begun > plan.seconds:
+            if time.monotonic() - plan.begun > plan.seconds:
                 reasons = dict.fromkeys(opened, "the time was up")
                 found: dict[str, dict[str, Any]] = {}
             else:
@@ -155,10 +163,13 @@ def _at(
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each arm that a bar is set for: does it agree, and is it at least as fast as the baseline? None: not run."""
-    base = {
-        (row["batch"], row["length"]): row["ms"]["median"] for row in rows if row["arm"] == BASELINE and "ms" in row
-    }
+    """For each arm that a bar is set for: does it agree, and is it at least as fast as the faster baseline? None: not
+    run.
+    """
+    base: dict[tuple[int, int], float] = {}
+    for row in (row for row in rows if row["arm"] in BASELINES and "ms" in row):
+        place = row["batch"], row["length"]
+        base[place] = min(row["ms"]["median"], base.get(place, float("inf")))
     found = []
     for name, precision in dict.fromkeys((row["arm"], row["precision"]) for row in rows):
         if precision not in PARITY or name.startswith("torch"):
@@ -207,7 +218,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         *(f"| {b} x {n} | " + " | ".join(_cell(cells[name, b, n]) for name in names) + " |" for b, n in points),
         "",
         "| arm | lowest mean cosine to torch fp32 | enough | slowest against "
-        f"{BASELINE} at batch {COMPARED[0]} | at batch {COMPARED[1]} |",
+        f"the faster of {' and '.join(BASELINES)} at batch {COMPARED[0]} | at batch {COMPARED[1]} |",
         "|---|---|---|---|---|",
         *(_bar(bar) for bar in verdicts(rows)),
     ]
@@ -251,14 +262,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", default="16,128")
     parser.add_argument("--rounds", type=int, default=Plan.rounds)
     parser.add_argument("--calls", type=int, default=Plan.calls)
-    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--dry", action="store_true", help="on a CPU, to try the script")
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--markdown", type=Path, default=Path("gpu.md"))
     given = parser.parse_args(arguments)
     from benchmarks import gpu_arms
 
-    plan = Plan(given.rounds, given.calls, seconds=60 * given.minutes)
+    plan = Plan(given.rounds, given.calls, seconds=60 * given.minutes, begun=_BEGUN)
     points = [Point(int(b), int(n)) for b in given.batch.split(",") for n in given.length.split(",")]
     bench = gpu_arms.bench(given.bundle, given.model, dry=given.dry)
     rows = compare(bench.arms, points, bench.feeds, bench.reference, bench.timer, plan)

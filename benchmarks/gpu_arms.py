@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu import BASELINE, Arm, Feeds, Point, Runner, Timer, wall_clock
+from benchmarks.gpu import BASELINES, Arm, Feeds, Point, Runner, Timer, wall_clock
 from deploykit.runtime import Bundle
 from deploykit.runtime.engines import EngineOptions, open_engine
 from deploykit.runtime.manifest import Variant
@@ -67,7 +67,7 @@ def _variants(bundle: Bundle) -> list[Variant | str]:
 
 
 def _torch_arm(source: _Source | None, *, graph: bool, dry: bool) -> Arm:
-    name = BASELINE + ("-graph" if graph else "")
+    name = BASELINES[graph]
     if source is None:
         return Arm(name, "fp16", None, _NO_GPU)
     if graph and dry:
@@ -142,6 +142,7 @@ class TorchRunner:
         self._feeds, self._graph = _halves(_tensors(feeds, self._device), self._device), None
         if self._records:
             side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())  # which made the inputs
             with torch.cuda.stream(side):
                 for _ in range(3):
                     self._forward()
@@ -197,6 +198,9 @@ class OrtRunner:
         path = bundle.file(variant.path)
         own = {"use_tf32": "0", "user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
         self._session = onnxruntime.InferenceSession(path, options, providers=[(cuda.NAME, own)], enable_fallback=0)
+        # It waits for the device at the end of each call otherwise, which no other arm does.
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         cuda.inspect(self._session, path)
         embedding = bundle.manifest.card.embedding
         self._output_name, self._dim = embedding.output, embedding.dim
@@ -217,7 +221,7 @@ class OrtRunner:
 
     def call(self) -> None:
         """See `benchmarks.gpu.Runner`."""
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, self._run_options)
 
     def vectors(self) -> np.ndarray:
         """See `benchmarks.gpu.Runner`."""
@@ -229,7 +233,10 @@ class OrtRunner:
 
 
 class TensorRtRunner:
-    """A TensorRT engine from the device's cache, or built now, recorded as a graph as the runtime does it."""
+    """A TensorRT engine from the device's cache, or built now, recorded as a graph as the runtime does it.
+
+    Contexts of TensorRT for RTX record graphs of their own.
+    """
 
     def __init__(self, bundle: Bundle, variant: Variant) -> None:
         from deploykit.runtime.tensorrt.recipe import Recipe
@@ -237,7 +244,7 @@ class TensorRtRunner:
         card, path = bundle.manifest.card, bundle.file(variant.path)
         self._engine: Any = open_engine(variant.target, path, card, variant.settings, EngineOptions())
         self._recipe = Recipe.read(variant.settings)
-        self._output_name, self._dim = card.embedding.output, card.embedding.dim
+        self._output_name, self._output_names = card.embedding.output, [spec.name for spec in card.outputs]
         self._graph: Any = None
 
     def load(self, feeds: Feeds) -> None:
@@ -245,10 +252,10 @@ class TensorRtRunner:
         import torch
 
         self._inputs, self._graph = _tensors(feeds, "cuda"), None
-        self._output = torch.full((len(next(iter(feeds.values()))), self._dim), float("nan"), device="cuda")
-        self._context = self._engine.native.create_execution_context()
+        self._context = self._engine.context()
         shapes = {name: tuple(tensor.shape) for name, tensor in self._inputs.items()}
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # which made the inputs
         with torch.cuda.stream(stream):
             if self._recipe.profiles:
                 self._must(
@@ -257,27 +264,42 @@ class TensorRtRunner:
             for name, tensor in self._inputs.items():
                 self._must(self._context.set_input_shape(name, shapes[name]))
                 self._must(self._context.set_tensor_address(name, tensor.data_ptr()))
-            self._must(self._context.set_tensor_address(self._output_name, self._output.data_ptr()))
+            self._must(not self._context.infer_shapes())
+            self._outputs = {
+                name: torch.full(tuple(self._context.get_tensor_shape(name)), float("nan"), device="cuda")
+                for name in self._output_names
+            }
+            for name, tensor in self._outputs.items():
+                self._must(self._context.set_tensor_address(name, tensor.data_ptr()))
             for _ in range(2):
                 self._must(self._context.execute_async_v3(stream.cuda_stream))
         stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._must(self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream))
-        self._graph = graph
+        if self._engine.records_graphs:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._run()
+            self._graph = graph
 
     def call(self) -> None:
         """See `benchmarks.gpu.Runner`."""
-        self._graph.replay()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._run()
 
     def vectors(self) -> np.ndarray:
         """See `benchmarks.gpu.Runner`."""
-        return np.asarray(self._output.cpu().numpy())
+        return np.asarray(self._outputs[self._output_name].cpu().numpy())
 
     def close(self) -> None:
         """See `benchmarks.gpu.Runner`."""
         self._graph = self._context = None
         self._engine.close()
+
+    def _run(self) -> None:
+        import torch
+
+        self._must(self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream))
 
     def _must(self, done: bool) -> None:
         if not done:

@@ -43,15 +43,34 @@ _BUDGETS = {
     "audio": Budget(16 * 16_000, 8),
     "tensor": Budget(2**20, 32),
 }
+# One GPU runs one batch, which has to be large enough to fill it: these bound the memory, and no figure stands behind
+# them yet. The engine's largest batch bounds the rows too.
+_GPU_BUDGETS = {
+    "text": Budget(16_384, 256),
+    "image": Budget(64 * 512 * 512, 64),
+    "audio": Budget(128 * 16_000, 64),
+    "tensor": Budget(2**24, 64),
+}
 # Inputs that are preprocessed at a time, while earlier ones run: bounds the memory of decoded images.
 _CHUNKS = {"text": 1024, "image": 32, "audio": 32, "tensor": 256}
 
 
 def shape_of(
-    card: Card, precision: str, lanes: int, batch_tokens: int | None = None, batch_size: int | None = None
+    card: Card,
+    precision: str,
+    lanes: int,
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    *,
+    gpu: bool = False,
 ) -> Shape:
-    """The batching of ``card``'s modality, with the caller's bounds where given and the card's proven batch size."""
+    """The batching of ``card``'s modality, with the caller's bounds where given and the card's proven batch size.
+
+    ``lanes`` are the cores that run a batch each; on a ``gpu`` few inputs stay together instead.
+    """
     default = _FP32_TEXT if card.modality == "text" and precision == "fp32" else _BUDGETS[card.modality]
+    if gpu:
+        default, lanes = _GPU_BUDGETS[card.modality], 1
     proven = card.limits.axes.get("batch", (1, 2**31))[1]
     fixed = [spec.shape[0] for spec in card.inputs if isinstance(spec.shape[0], int)]
     rows = min(batch_size or (2**31 if batch_tokens else default.rows), proven, *fixed)

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any, overload
@@ -15,7 +16,7 @@ import numpy as np
 from deploykit.runtime import further
 from deploykit.runtime.batching import Shape, cut, shape_of, spread
 from deploykit.runtime.bundle import Bundle
-from deploykit.runtime.engines import Engine, Feeds
+from deploykit.runtime.engines import ON_GPU, Engine, Feeds
 from deploykit.runtime.errors import CheckError, InputError
 from deploykit.runtime.manifest import Card, Modality, TensorSpec, Variant
 from deploykit.runtime.preprocess import Item, Preprocessor
@@ -54,7 +55,8 @@ class Encoder:
         self._card: Card = bundle.manifest.card
         self._output = self._card.embedding.output
         self._dim = self._card.embedding.dim
-        self._default = shape_of(self._card, variant.precision, lanes)
+        self._shape = partial(shape_of, self._card, variant.precision, lanes, gpu=variant.target in ON_GPU)
+        self._default = self._shape()
         # (input, axis, name of the axis, smallest, largest), for each axis with proven bounds.
         self._bounds = [
             (spec.name, index, axis, *self._card.limits.axes[axis])
@@ -132,7 +134,7 @@ class Encoder:
                 raise InputError(f"{name} is {value}", hint="give 1 or more, or leave it out")
         shape = self._default
         if batch_tokens is not None or batch_size is not None:
-            shape = shape_of(self._card, self.variant.precision, self._default.lanes, batch_tokens, batch_size)
+            shape = self._shape(batch_tokens, batch_size)
         if output is not None and output != self._output:
             return self._encode_further(inputs, kind, further.spec_of(self._card, output), shape)
         if isinstance(inputs, Mapping):

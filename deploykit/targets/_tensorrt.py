@@ -118,6 +118,12 @@ def profiles(
         if name not in (*names, "batch"):
             raise RecipeError(f"sizes names the axis '{name}'", hint=f"the model's dynamic axes are {', '.join(names)}")
     axes = {name: _triple(name, given.get(name), proven.get(name)) for name in names}
+    if axes.get("batch", (1,))[0] > 1:
+        least, *others = axes["batch"]
+        raise RecipeError(
+            f"the smallest batch is {least}, and one input alone could not be encoded",
+            hint=f"begin with 1: batch = {[1, *others]}",
+        )
     length = next((name for name in names if name != "batch"), None)
     if not options.lengths:
         return [_profile(inputs, axes)]

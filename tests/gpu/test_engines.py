@@ -92,6 +92,16 @@ def test_the_vectors_are_those_of_torch(opened, bert, target, precision):
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
+def test_shapes_in_turns_keep_their_graphs_apart(opened, bert, target):
+    engine, output = opened(target, "fp16"), bert.card.embedding.output
+    sizes = [(5, 64), (2, 8), (1, 24), (5, 64)]
+    for _ in range(5):
+        for rows, length in sizes:
+            feeds = bert.feeds(rows, length)
+            assert worst_cosine(engine.run(as_arrays(feeds))[output], bert.reference(feeds)) >= COSINE["fp16"]
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
 def test_many_batches_keep_their_order(opened, bert, target):
     engine, output = opened(target, "fp16"), bert.card.embedding.output
     batches = [bert.feeds(1 + i % 3, 5 + i) for i in range(9)]

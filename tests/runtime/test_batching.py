@@ -59,3 +59,11 @@ def test_only_an_encoder_with_a_mask_pads(names, pads):
     card = made.card()
     inputs = tuple(replace(card.inputs[0], name=name) for name in names)
     assert shape_of(replace(card, inputs=inputs), "fp32", 2).pads is pads
+
+
+def test_on_a_gpu_few_inputs_stay_together(tmp_path):
+    card = replace(made.card(), limits=Limits({"batch": (1, 64)}))
+    shape = shape_of(card, "fp16", 16, gpu=True)
+    costs = [128] * 32
+    assert cut(costs, [()] * 32, spread(costs, shape.budget, shape.lanes)) == [list(range(32))]
+    assert shape_of(card, "fp16", 16).lanes == 16

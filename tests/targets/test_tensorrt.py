@@ -53,6 +53,7 @@ def test_fixed_axes_stay_as_they_are_and_a_fixed_model_needs_no_profile():
         ({"length": (1, 64)}, Options(lengths=(32, 16)), "lengths are"),
         ({"length": (1, 64)}, Options(batch=(4, 2, 8)), "'batch' is"),
         ({"length": (1, 64)}, Options(batch=(1, 8)), "'batch' is"),
+        ({"length": (1, 64)}, Options(batch=(2, 4, 8)), "smallest batch is 2, and one input alone"),
         ({"length": (1, 64)}, Options(sizes={"width": (1, 2, 3)}), "names the axis 'width'"),
     ],
 )

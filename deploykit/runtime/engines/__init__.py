@@ -21,6 +21,8 @@ Feeds = Mapping[str, np.ndarray]
 
 #: The extras of deploykit that bring an engine, where they are called otherwise. The extra tensorrt brings the flavour
 #: whose wheel holds its libraries; the other flavour is NVIDIA's own package.
+ON_GPU = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+"""The targets that run on an NVIDIA GPU."""
 EXTRAS = {"onnxruntime": "ort", "onnxruntime-cuda": "ort-gpu", "tensorrt-rtx": "tensorrt"}
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,15 +25,18 @@ from deploykit.runtime.errors import BundleError, InputError, MissingError
 from deploykit.runtime.lanes import Lanes
 from deploykit.runtime.manifest import Card
 from deploykit.runtime.tensorrt import cache, driver, layers
-from deploykit.runtime.tensorrt.build import Built, build, failed, recorder, refusal, this_platform
+from deploykit.runtime.tensorrt.build import Built, build, capabilities, failed, recorder, refusal, this_platform
 from deploykit.runtime.tensorrt.driver import Cuda, Gpu
 from deploykit.runtime.tensorrt.flavour import Flavour
+from deploykit.runtime.tensorrt.kernels import Kernels
 from deploykit.runtime.tensorrt.recipe import Recipe, digest_of
-from deploykit.runtime.tensorrt.session import Device, Lane, Outputs, tensors_of
+from deploykit.runtime.tensorrt.session import Device, Lane, Outputs, runtime_config, tensors_of
 
 _log = logging.getLogger("deploykit")
 # Copies of one batch run beside the kernels of the other; more in flight gain nothing on one GPU.
 _LANES = 2
+_DISTANCE = 8
+_PADDED = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 def open_engine(
@@ -45,8 +49,10 @@ def open_engine(
     recipe = Recipe.read(settings)
     gpu = gate(flavour, recipe, driver.gpu())
     trt = flavour.load()
+    check_capability(trt, flavour, gpu)
     blob, effective, cached = _engine(trt, flavour, path, recipe, gpu)
-    engine = TensorRtEngine(trt, blob, card, recipe, Cuda(), effective)
+    kernels = None if cached is None else cache.kernels(cache.default_root(), cached)
+    engine = TensorRtEngine(trt, blob, card, recipe, Cuda(), effective, kernels)
     found = engine.layers() if cached is None else cache.layers(cache.default_root(), cached, engine.layers)
     engine.effective = {**engine.effective, "layers": layers.summary(found)}
     return engine
@@ -72,6 +78,16 @@ def gate(flavour: Flavour, recipe: Recipe, gpu: Gpu | None) -> Gpu:
             hint=f"update the driver, or install a {flavour.package} for CUDA {_numbers(gpu.driver)[0]}",
         )
     return gpu
+
+
+def check_capability(trt: ModuleType, flavour: Flavour, gpu: Gpu) -> None:
+    """`MissingError` where the flavour lists the GPUs that it knows, and this one is not among them."""
+    known = capabilities(trt)
+    if known and gpu.compute_capability not in known:
+        raise MissingError(
+            f"{flavour.name} has no compute capability {gpu.compute_capability}, which the {gpu.name} has",
+            hint=f"it has {', '.join(known)}; load a variant of another target",
+        )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -134,26 +150,43 @@ def _brought(path: Path, wanted: Mapping[str, Any]) -> bytes | None:
 def _build(trt: ModuleType, path: Path, recipe: Recipe, wanted: Mapping[str, Any]) -> Built:
     _log.warning("building the %s engine of '%s' for this GPU; it is kept for the next time", trt.__name__, path.name)
     timing = cache.default_root() / f"timing-{wanted['flavour']}-{wanted['version']}-{wanted['compute_capability']}.bin"
-    built = build(trt, str(wanted["flavour"]), path, recipe, timing=timing)
+    # The flavour that builds for any GPU builds for several unless it is told which.
+    sm = str(wanted["compute_capability"]) if capabilities(trt) else ""
+    built = build(trt, str(wanted["flavour"]), path, recipe, sm, timing=None if sm else timing)
     built.metadata["compute_capability"] = wanted["compute_capability"]
     return built
 
 
 class TensorRtEngine:
-    """One deserialized engine; a lane for single batches, and several when `run_many` is first used."""
+    """One deserialized engine; a lane for single batches, and several when `run_many` is first used.
+
+    ``kernels`` is where TensorRT for RTX keeps what it compiles while it runs; None for nowhere.
+    """
 
     def __init__(
-        self, trt: ModuleType, blob: bytes, card: Card, recipe: Recipe, device: Device, effective: Mapping[str, Any]
+        self,
+        trt: ModuleType,
+        blob: bytes,
+        card: Card,
+        recipe: Recipe,
+        device: Device,
+        effective: Mapping[str, Any],
+        kernels: Path | None = None,
     ) -> None:
         self._trt, self._device, self._recipe = trt, device, recipe
         self._recorder = recorder(trt)
         device.enter()
         self._runtime = trt.Runtime(self._recorder)
+        if recipe.version_compatible:  # its engines bring code of their own, which a runtime refuses unless it is told
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(blob)
         if self._engine is None:
             hint = "delete the engines' cache (DEPLOYKIT_ENGINES) and load again, or load another variant"
             raise failed("TensorRT does not load the engine", self._recorder, hint, BundleError)
         self._tensors = tensors_of(trt, self._engine)
+        self._config = runtime_config(trt, self._engine)
+        self._kernels = None if self._config is None or kernels is None else Kernels(self._config, kernels)
+        self._step = _Lengths.of(card, recipe)
         self._names = tuple(spec.name for spec in card.outputs)
         self._most_rows = _most_rows(card, recipe)
         self._lock = threading.Lock()
@@ -178,6 +211,24 @@ class TensorRtEngine:
         """TensorRT's own engine, for callers with memory and a stream of their own; None once it is closed."""
         return self._engine
 
+    @property
+    def records_graphs(self) -> bool:
+        """Whether calls are to be recorded as CUDA graphs from outside; contexts of TensorRT for RTX do it inside."""
+        return self._config is None
+
+    def context(self) -> Any:
+        """A context of the native engine, as this engine's own are; None where there is no memory for it."""
+        if self._config is None:
+            return self._engine.create_execution_context()
+        return self._engine.create_execution_context(self._config)
+
+    def warm_up(self, card: Card) -> None:
+        """Run the usual shape of each profile once, so that kernels that are compiled on the way are there."""
+        kinds = {spec.name: np.dtype(spec.dtype) for spec in card.inputs}
+        for profile in self._recipe.profiles:
+            if set(profile) == set(kinds):
+                self.run({name: np.ones(bounds.usual, kinds[name]) for name, bounds in profile.items()})
+
     def layers(self) -> list[dict[str, Any]]:
         """What TensorRT's inspector tells of the engine's layers (`deploykit.runtime.tensorrt.layers`)."""
         return layers.inspect(self._trt, self._engine)
@@ -192,6 +243,9 @@ class TensorRtEngine:
         for lane in opened:
             lane.close()
         if opened:
+            if self._kernels is not None:
+                self._kernels.keep()
+            self._config = self._kernels = None
             self._engine = self._runtime = None
             self._device.close()
 
@@ -206,10 +260,13 @@ class TensorRtEngine:
             return self._many
 
     def _open_lane(self) -> Lane:
-        return Lane(self._engine, self._tensors, self._recipe, self._device, self._recorder)
+        records = self.records_graphs
+        return Lane(self.context, self._tensors, self._recipe, self._device, self._recorder, records=records)
 
     def _infer(self, lane: Lane, feeds: Feeds) -> Outputs:
         """A batch of more rows than the engine was built for goes through in parts."""
+        if self._step is not None:
+            feeds = self._step.filled(feeds)
         rows = len(next(iter(feeds.values())))
         step = self._most_rows or rows
         parts = [
@@ -217,6 +274,38 @@ class TensorRtEngine:
             for start in range(0, rows, step)
         ]
         return {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in self._names}
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Texts are padded to lengths of some distance, so that few shapes come up and their graphs are at hand.
+
+    ``longest`` is the largest length of any profile, ``blank`` the id of padding.
+    """
+
+    longest: int
+    blank: int
+
+    @classmethod
+    def of(cls, card: Card, recipe: Recipe) -> _Lengths | None:
+        """None where no mask marks padding, or an output has a row for each token."""
+        names = {spec.name for spec in card.inputs}
+        tokens = [spec.shape == ("batch", "length") for spec in card.inputs]
+        if not recipe.profiles or "attention_mask" not in names or not names <= _PADDED or not all(tokens):
+            return None
+        if any("length" in spec.shape for spec in card.outputs):
+            return None
+        longest = max(bounds.largest[1] for profile in recipe.profiles for bounds in profile.values())
+        return cls(longest, int(card.preprocess.get("pad_id", 0)))
+
+    def filled(self, feeds: Feeds) -> Feeds:
+        """The inputs with padding behind them, up to the next of the lengths."""
+        length = next(iter(feeds.values())).shape[1]
+        more = min(-(-length // _DISTANCE) * _DISTANCE, self.longest) - length
+        if more <= 0:
+            return feeds
+        blanks = {name: self.blank if name == "input_ids" else 0 for name in feeds}
+        return {n: np.pad(array, ((0, 0), (0, more)), constant_values=blanks[n]) for n, array in feeds.items()}
 
 
 def _most_rows(card: Card, recipe: Recipe) -> int:

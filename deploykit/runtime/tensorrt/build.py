@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import re
 import time
@@ -18,13 +19,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from deploykit.runtime.errors import BundleError, DeploykitError
+from deploykit.runtime.errors import BundleError, DeploykitError, MissingError
 from deploykit.runtime.tensorrt.recipe import Profile, Recipe, digest_of
 
 SCHEMA = "deploykit.engine/1"
 # Without a driver every build says this several times; it changes nothing.
 _NOISE = re.compile(r"cudaError 35|CUDA driver version is insufficient|CUDA initialization failure")
 _KEPT_LINES = 4
+_NO_MEMORY = re.compile(r"out ?of ?memory|MemoryAllocation|insufficient memory", re.IGNORECASE)
 # A build that lasts longer says this often how far it is.
 _PROGRESS_S = 5.0
 _log = logging.getLogger("deploykit")
@@ -80,8 +82,15 @@ def monitor(trt: ModuleType, name: str) -> Any:
 
 
 def failed(what: str, log: Any, hint: str, kind: type[DeploykitError] = BundleError) -> DeploykitError:
-    """The error for something that the API answered with False, None or -1: ``what``, and what the logger heard."""
+    """The error for something that the API answered with False, None or -1: ``what``, and what the logger heard.
+
+    Where it was of memory it is a `MissingError` with the fix for it, whatever was tried. What was heard is told once.
+    """
     heard = "; ".join(dict.fromkeys(log.lines[-_KEPT_LINES:])) or "it gives no reason"
+    log.lines = []
+    if _NO_MEMORY.search(heard):
+        hint = "close what else runs on the GPU, or export with smaller largest shapes or a smaller workspace_mib"
+        return MissingError(f"{what}: there is not enough memory on the GPU: {heard}", hint=hint)
     return kind(f"{what}: {heard}", hint=hint)
 
 
@@ -114,7 +123,9 @@ def build(
             "take another precision or compute capability, or leave this target out",
         )
     if cache is not None and timing is not None:
-        timing.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        unfinished = timing.with_name(f".{timing.name}.{os.getpid()}")
+        unfinished.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        unfinished.replace(timing)  # other builds read it meanwhile
     blob = bytes(memoryview(engine))
     metadata = _metadata(trt, flavour, network, model, recipe, sm, blob)
     return Built(blob, metadata, time.perf_counter() - begun)
@@ -145,6 +156,9 @@ def _configure(trt: ModuleType, builder: Any, recipe: Recipe, sm: str, log: Any)
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
     if recipe.optimization_level is not None:
         config.builder_optimization_level = recipe.optimization_level
+    # On by default, and products in fp32 would have 10 bits: fp32 means fp32.
+    if (tf32 := getattr(trt.BuilderFlag, "TF32", None)) is not None:
+        config.clear_flag(tf32)
     if recipe.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if recipe.hardware_compatible:

@@ -5,6 +5,7 @@
     ROOT/<key>/engine.bin        mode 0600, in folders of mode 0700: an engine is executable code
     ROOT/<key>/metadata.json
     ROOT/<key>/layers.json       what the inspector told of it when it was first loaded
+    ROOT/<key>/kernels.bin       what TensorRT for RTX compiled when it ran, executable code too
     ROOT/<key>.lock              held by the process that builds; the system lets go of it when that process dies
 
 An engine appears by one rename, so a build that is killed leaves none. Deleting ROOT is always safe.
@@ -29,7 +30,7 @@ from typing import Any
 from deploykit.runtime.errors import MissingError
 from deploykit.runtime.tensorrt.build import Built, dumps, refusal
 
-_ENGINE, _METADATA, _LAYERS = "engine.bin", "metadata.json", "layers.json"
+_ENGINE, _METADATA, _LAYERS, _KERNELS = "engine.bin", "metadata.json", "layers.json", "kernels.bin"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ def layers(root: Path, wanted: Mapping[str, Any], inspect: Callable[[], list[dic
                 json.dump(found, file, indent=1)
             Path(unfinished).replace(folder / _LAYERS)
     return found
+
+
+def kernels(root: Path, wanted: Mapping[str, Any]) -> Path:
+    """Where the kernels of an engine are kept, beside it."""
+    return root / key_of(wanted) / _KERNELS
 
 
 def private(root: Path) -> None:

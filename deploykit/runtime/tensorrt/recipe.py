@@ -14,6 +14,8 @@ import numpy as np
 from deploykit.runtime.errors import BundleError, InputError
 from deploykit.runtime.manifest import from_json, to_json
 
+_SHARED_WEIGHTS = "model.onnx.data"
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -85,9 +87,9 @@ def describe(profile: Profile) -> str:
 
 
 def digest_of(model: Path) -> str:
-    """SHA-256 over the ONNX and the weights beside it."""
+    """SHA-256 over the ONNX and the weights beside it: its own, or those that a bundle's large models share."""
     digest = hashlib.sha256()
-    for path in (model, model.with_name(model.name + ".data")):
+    for path in dict.fromkeys([model, model.with_name(model.name + ".data"), model.with_name(_SHARED_WEIGHTS)]):
         if path.exists():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

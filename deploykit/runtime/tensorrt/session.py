@@ -1,13 +1,15 @@
 """Running an engine: contexts, buffers and a stream of its own for each lane, a CUDA graph for each shape in use.
 
 The addresses of a lane's buffers stay the same while shapes do, so that a whole call (copies in, kernels, copies out)
-can be recorded once and launched as one graph. A buffer that has to grow drops the lane's graphs.
+can be recorded once and launched as one graph. A buffer that has to grow drops the lane's graphs. A graph has a context
+to itself, which keeps its shapes: what a graph launches is undefined once its context was told others. TensorRT for RTX
+swaps kernels while it runs, so that its contexts record graphs of their own and nothing is recorded here.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol
@@ -21,9 +23,11 @@ from deploykit.runtime.tensorrt.recipe import Recipe
 Outputs = dict[str, np.ndarray]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
-# A graph is recorded when a shape comes back for the third time, and this many are kept: each holds some device memory.
+# A graph is recorded when a shape comes back for the third time, and this many are kept: each holds a context, with the
+# memory for the layers between. More shapes than that are counted.
 _WARM_UP_CALLS = 2
 _MOST_GRAPHS = 16
+_MOST_SHAPES = 1024
 _DTYPES = {"float": "float32", "half": "float16", "bool": "bool", "bf16": "uint16", "fp8": "uint8"}
 
 
@@ -81,19 +85,45 @@ class _Buffer:
 
 @dataclass
 class _Recorded:
-    """How often a shape was seen, its graph once it was recorded, and the shapes of its outputs."""
+    """How often a shape was seen, its graph and that one's context once it was recorded, the shapes of its outputs."""
 
     calls: int = 0
     graph: int = 0
+    context: Any = None
     outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-class Lane:
-    """One stream with contexts and buffers; used by one thread at a time."""
+def runtime_config(trt: ModuleType, engine: Any) -> Any:
+    """How contexts of TensorRT for RTX run: kernels for the sizes at hand from the first call on, and graphs that they
+    record themselves. None for TensorRT, whose contexts know neither."""
+    graphs = getattr(trt, "CudaGraphStrategy", None)
+    kernels = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+    if graphs is None or kernels is None:
+        return None
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE
+    config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+    return config
 
-    def __init__(self, engine: Any, tensors: tuple[Tensor, ...], recipe: Recipe, device: Device, log: Any) -> None:
-        self._engine, self._tensors, self._recipe, self._device, self._log = engine, tensors, recipe, device, log
-        self._records_graphs = True
+
+class Lane:
+    """One stream with contexts and buffers; used by one thread at a time.
+
+    ``open_context`` makes a context of the engine, or None; ``records``: whole calls are recorded as graphs.
+    """
+
+    def __init__(
+        self,
+        open_context: Callable[[], Any],
+        tensors: tuple[Tensor, ...],
+        recipe: Recipe,
+        device: Device,
+        log: Any,
+        *,
+        records: bool,
+    ) -> None:
+        self._open_context, self._tensors, self._recipe = open_context, tensors, recipe
+        self._device, self._log, self._records_graphs = device, log, records
         device.enter()
         self._stream = device.stream()
         self._contexts: dict[int, Any] = {}
@@ -107,7 +137,8 @@ class Lane:
         shapes = tuple((name, array.shape) for name, array in given.items())
         record = self._record(shapes)
         if not record.graph:
-            context = self._context(self._recipe.choose(dict(shapes)))
+            profile = self._recipe.choose(dict(shapes))
+            context = self._context(profile)
             record.outputs = self._shape(context, given)
             self._reserve(given, record.outputs)
             record = self._record(shapes, record)
@@ -116,7 +147,7 @@ class Lane:
         if record.graph:
             self._device.launch(record.graph, self._stream)
         elif self._records_graphs and record.calls >= _WARM_UP_CALLS:
-            self._capture(context, given, record)
+            self._capture(profile, given, record)
         else:
             self._enqueue(context, given, record.outputs)
         self._device.wait(self._stream)
@@ -148,23 +179,25 @@ class Lane:
         found = record or self._seen.pop(shapes, None) or _Recorded()
         self._seen.pop(shapes, None)
         self._seen[shapes] = found
-        if len(self._seen) > _MOST_GRAPHS:
-            oldest = next(iter(self._seen))
-            self._close_graph(self._seen.pop(oldest))
+        if len(self._seen) > _MOST_SHAPES:
+            self._close_graph(self._seen.pop(next(iter(self._seen))))
         return found
 
     def _context(self, profile: int) -> Any:
         """The execution context of a profile: contexts keep one profile each, as switching waits for the device."""
         if profile not in self._contexts:
-            context = self._engine.create_execution_context()
-            if context is None:
-                hint = "close what else runs on the GPU, or export with smaller largest shapes"
-                raise failed("TensorRT makes no context: not enough device memory?", self._log, hint, MissingError)
-            if self._recipe.profiles and not context.set_optimization_profile_async(profile, self._stream):
-                raise failed("TensorRT refuses the optimization profile", self._log, "build the engine again")
-            self._device.wait(self._stream)
-            self._contexts[profile] = context
+            self._contexts[profile] = self._new_context(profile)
         return self._contexts[profile]
+
+    def _new_context(self, profile: int) -> Any:
+        context = self._open_context()
+        if context is None:
+            hint = "close what else runs on the GPU, or export with smaller largest shapes"
+            raise failed("TensorRT makes no context: not enough device memory?", self._log, hint, MissingError)
+        if self._recipe.profiles and not context.set_optimization_profile_async(profile, self._stream):
+            raise failed("TensorRT refuses the optimization profile", self._log, "build the engine again")
+        self._device.wait(self._stream)
+        return context
 
     def _shape(self, context: Any, given: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
         """Tell the context the inputs' shapes; the outputs' shapes."""
@@ -207,8 +240,25 @@ class Lane:
                 buffer, size = self._buffers[tensor.name], _bytes(outputs[tensor.name], tensor.dtype)
                 self._device.to_host(buffer.host, buffer.device, size, self._stream)
 
-    def _capture(self, context: Any, given: Mapping[str, np.ndarray], record: _Recorded) -> None:
-        """Record the call as a graph and launch it; where the engine cannot be recorded, run it plainly from now on."""
+    def _capture(self, profile: int, given: Mapping[str, np.ndarray], record: _Recorded) -> None:
+        """Record the call as a graph of a context of its own and launch it; where that is not to be, run it plainly.
+
+        The context runs once before: what new shapes put off must not be done inside of the recording.
+        """
+        recorded = sum(1 for known in self._seen.values() if known.graph)
+        if recorded >= _MOST_GRAPHS:
+            oldest = next(known for known in self._seen.values() if known.graph)
+            self._close_graph(oldest)
+            oldest.calls = 0
+        try:
+            context = self._new_context(profile)
+        except DeploykitError:  # no memory for one more
+            self._records_graphs = False
+            self._enqueue(self._context(profile), given, record.outputs)
+            return
+        self._shape(context, given)
+        self._enqueue(context, given, record.outputs)
+        self._device.wait(self._stream)
         self._device.begin_capture(self._stream)
         fault: DeploykitError | None = None
         try:
@@ -220,13 +270,14 @@ class Lane:
         except DeploykitError as error:
             graph, fault = 0, error
         if fault is None and graph:
-            record.graph = graph
+            record.graph, record.context = graph, context
             self._device.launch(graph, self._stream)
             return
         self._records_graphs = False
         if graph:
             self._device.close_graph(graph)
-        self._enqueue(context, given, record.outputs)
+        self._log.lines = []
+        self._enqueue(self._context(profile), given, record.outputs)
 
     def _drop_graphs(self) -> None:
         for record in self._seen.values():
@@ -236,7 +287,7 @@ class Lane:
     def _close_graph(self, record: _Recorded) -> None:
         if record.graph:
             self._device.close_graph(record.graph)
-            record.graph = 0
+            record.graph, record.context = 0, None
 
     def _release(self, buffer: _Buffer) -> None:
         if buffer.size:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deploykit.runtime.bundle import Bundle
-from deploykit.runtime.engines import Engine, EngineOptions, open_engine
+from deploykit.runtime.engines import EngineOptions, open_engine
 from deploykit.runtime.errors import BundleError, InputError, MissingError
 from deploykit.runtime.manifest import Variant
 from deploykit.runtime.selection import Device, install_hint, unmet
@@ -74,16 +74,19 @@ def warm(
 def _warm(bundle: Bundle, variant: Variant) -> Warmed:
     begun = time.perf_counter()
     try:
-        engine: Engine = open_engine(
+        engine: Any = open_engine(
             variant.target, bundle.file(variant.path), bundle.manifest.card, variant.settings, EngineOptions()
         )
+        try:
+            engine.warm_up(bundle.manifest.card)
+            effective = dict(engine.effective)
+        finally:
+            engine.close()
     except MissingError as error:
         return Warmed(variant.name, "lacking", time.perf_counter() - begun, error.message, error.hint)
-    except BundleError as error:
+    except (BundleError, InputError) as error:
         return Warmed(variant.name, "failed", time.perf_counter() - begun, error.message, error.hint)
     seconds = time.perf_counter() - begun
-    effective = dict(engine.effective)
-    engine.close()
     return Warmed(
         variant.name, "built" if effective.get("from") == "built now" else "ready", seconds, "", "", effective
     )

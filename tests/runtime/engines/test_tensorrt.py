@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from deploykit.runtime.tensorrt import cache
 from deploykit.runtime.tensorrt.build import Built
 from deploykit.runtime.tensorrt.driver import Cuda, Gpu, gpu
 from deploykit.runtime.tensorrt.flavour import RTX, TENSORRT, Flavour
-from deploykit.runtime.tensorrt.recipe import Bounds, Recipe
+from deploykit.runtime.tensorrt.recipe import Bounds, Recipe, digest_of
 from tests.runtime.tensorrt import fake
 
 GPU = Gpu("NVIDIA L4", "8.9", "13.0", 24 << 30)
@@ -39,7 +40,7 @@ def rows(count, seed=0):
 
 def made(**options):
     """(an engine on the fake driver, that driver); ``fail``, ``memory`` and ``captures`` go to the fakes."""
-    trt = fake.module(fail=options.pop("fail", ""))
+    trt = fake.module(fail=options.pop("fail", ""), rtx=options.pop("rtx", False))
     device = fake.Device(trt, **options)
     return _tensorrt.TensorRtEngine(trt, b"blob", CARD, RECIPE, device, {"engine": "fake"}), device
 
@@ -70,6 +71,102 @@ def test_a_shape_that_comes_back_is_recorded_and_launched():
     for i in range(6):
         np.testing.assert_allclose(engine.run(rows(2, seed=i))["y"][:, 0], rows(2, seed=i)["x"].sum(1), rtol=1e-6)
     assert device.launched == 4  # recorded at the third call
+
+
+def test_a_graph_has_a_context_that_is_told_no_other_shapes():
+    engine, device = made()
+    engine.run(rows(3))  # nothing grows from here on
+    for i, count in enumerate((2, 2, 1, 2, 1, 1, 2, 1, 3, 2)):
+        fed = rows(count, seed=i)
+        np.testing.assert_allclose(engine.run(fed)["y"][:, 0], fed["x"].sum(1), rtol=1e-6)
+    assert device.launched == 5  # 2 at its third call, then 1 at its own
+
+
+def test_without_memory_for_a_context_of_its_own_nothing_is_recorded():
+    engine, device = made(fail="second context")
+    for i in range(5):
+        np.testing.assert_allclose(engine.run(rows(2, seed=i))["y"][:, 0], rows(2, seed=i)["x"].sum(1), rtol=1e-6)
+    assert device.launched == 0
+
+
+def test_more_shapes_than_graphs_are_still_counted(monkeypatch):
+    from deploykit.runtime.tensorrt import session
+
+    monkeypatch.setattr(session, "_MOST_GRAPHS", 2)
+    engine, device = made()
+    engine.run(rows(4))
+    for _ in range(4):
+        for count in (1, 2, 3, 4):
+            np.testing.assert_allclose(engine.run(rows(count))["y"][:, 0], rows(count)["x"].sum(1), rtol=1e-6)
+    assert device.launched > 0
+    assert sum(1 for graph in device.graphs.values() if graph is not None) == 2
+
+
+def test_contexts_of_rtx_record_graphs_themselves_and_keep_their_kernels(tmp_path):
+    kernels = tmp_path / "kernels.bin"
+    for seen in (b"", b"compiled"):
+        trt = fake.module(rtx=True)
+        device = fake.Device(trt)
+        engine = _tensorrt.TensorRtEngine(trt, b"blob", CARD, RECIPE, device, {"engine": "fake"}, kernels)
+        assert trt.made.runtime_cache.held == seen
+        for i in range(4):
+            np.testing.assert_allclose(engine.run(rows(2, seed=i))["y"][:, 0], rows(2, seed=i)["x"].sum(1), rtol=1e-6)
+        config = trt.made.contexts[0].config
+        assert (config.cuda_graph_strategy, config.dynamic_shapes_kernel_specialization_strategy) == ("whole", "eager")
+        assert device.launched == 0
+        assert not engine.records_graphs
+        engine.close()
+        assert kernels.read_bytes() == b"compiled"
+    assert kernels.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_installed_rtx_has_what_its_contexts_are_told():
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    assert hasattr(trt.DynamicShapesKernelSpecializationStrategy, "EAGER")
+    assert hasattr(trt.BuilderFlag, "TF32")
+    for name in ("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy", "create_runtime_cache"):
+        assert hasattr(trt.IRuntimeConfig, name)
+    assert hasattr(trt.IRuntimeCache, "deserialize")
+
+
+def test_code_that_an_engine_brings_is_allowed_where_the_recipe_asks_for_it():
+    for asked in (False, True):
+        trt = fake.module()
+        recipe = Recipe("fp16", "7.5", RECIPE.profiles, version_compatible=asked)
+        _tensorrt.TensorRtEngine(trt, b"blob", CARD, recipe, fake.Device(trt), {})
+        assert trt.made.runtimes[0].engine_host_code_allowed is asked
+
+
+TEXT = {
+    "modality": "text",
+    "inputs": tuple(TensorSpec(n, "int64", ("batch", "length")) for n in ("input_ids", "attention_mask")),
+    "preprocess": {"kind": "text", "pad_id": 7},
+}
+
+
+def test_texts_are_padded_to_lengths_that_come_up_again():
+    bounds = Bounds((1, 1), (2, 16), (4, 20))
+    recipe = Recipe("fp16", "7.5", ({"input_ids": bounds, "attention_mask": bounds},))
+    lengths = _tensorrt._Lengths.of(replace(CARD, **TEXT), recipe)
+    for given, wanted in ((3, 8), (8, 8), (9, 16), (17, 20), (20, 20)):
+        fed = {name: np.ones((2, given), np.int64) for name in ("input_ids", "attention_mask")}
+        filled = lengths.filled(fed)
+        assert filled["input_ids"].shape == filled["attention_mask"].shape == (2, wanted)
+        assert (filled["input_ids"][:, given:] == 7).all()
+        assert filled["attention_mask"].sum() == 2 * given
+    tokens = (*CARD.outputs, TensorSpec("tokens", "float32", ("batch", "length", 4)))
+    assert _tensorrt._Lengths.of(replace(CARD, **TEXT, outputs=tokens), recipe) is None
+    assert _tensorrt._Lengths.of(CARD, RECIPE) is None
+
+
+def test_a_gpu_that_the_flavour_lacks_is_refused_before_a_build():
+    h200 = Gpu("NVIDIA H200", "9.0", "13.0", 1)
+    with pytest.raises(MissingError, match=r"no compute capability 9\.0, which the NVIDIA H200 has") as caught:
+        _tensorrt.check_capability(fake.module(), RTX, h200)
+    assert "8.6, 8.9" in caught.value.hint
+    _tensorrt.check_capability(fake.module(), RTX, GPU)
+    _tensorrt.check_capability(fake.module(sm=()), TENSORRT, h200)  # it builds for the GPU that is here
 
 
 def test_a_buffer_that_grows_drops_the_graphs():
@@ -292,3 +389,13 @@ def test_without_a_driver_there_is_no_gpu():
 def test_opening_without_a_gpu_says_so(model, target):
     with pytest.raises(MissingError, match="NVIDIA GPU"):
         open_engine(target, model, CARD, RECIPE.settings, EngineOptions())
+
+
+def test_the_weights_that_large_models_share_are_part_of_the_key(tmp_path):
+    model = tmp_path / "fp32.onnx"
+    model.write_bytes(b"graph")
+    alone = digest_of(model)
+    (tmp_path / "model.onnx.data").write_bytes(b"weights")
+    shared = digest_of(model)
+    (tmp_path / "model.onnx.data").write_bytes(b"others")
+    assert len({alone, shared, digest_of(model)}) == 3

@@ -35,9 +35,12 @@ class LayerType(enum.Enum):
     OTHER = 3
 
 
-def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
-    """A flavour's module. ``fail`` names the call that answers as TensorRT does when it fails, with a line logged."""
-    made = SimpleNamespace(builds=0, inspected=0, configs=[], flags=None)
+def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True, rtx=False):
+    """A flavour's module. ``fail`` names the call that answers as TensorRT does when it fails, with a line logged.
+
+    ``rtx``: its contexts take a configuration, and record graphs of their own.
+    """
+    made = SimpleNamespace(builds=0, inspected=0, configs=[], flags=None, contexts=[], runtimes=[])
 
     class Parser:
         num_errors = 1
@@ -59,6 +62,9 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
 
         def set_flag(self, flag):
             self.flag = flag
+
+        def clear_flag(self, flag):
+            self.cleared = flag
 
         def set_compute_capability(self, capability, index):
             self.capability = capability
@@ -125,6 +131,9 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
             for step in range(3):
                 assert config.progress_monitor.step_complete("Choosing kernels", step)
             config.progress_monitor.phase_finish("Choosing kernels")
+            if fail == "memory":
+                self.log.log(1, "Error Code 2: OutOfMemory (requested size was 4294967296 bytes)")
+                return None
             if fail in ("build", "profile", "capability"):
                 self.log.log(1, "Error Code 9: no kernel for node 5")
                 self.log.log(1, "noise (cudaError 35: CUDA driver version is insufficient)")
@@ -133,14 +142,17 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
             return json.dumps({"engine": made.builds}).encode()
 
     class Context:
-        def __init__(self):
-            self.addresses, self.shapes, self.profile = {}, {}, 0
+        def __init__(self, config=None):
+            self.addresses, self.shapes, self.profile, self.config = {}, {}, 0, config
+            self.put_off = True
+            made.contexts.append(self)
 
         def set_optimization_profile_async(self, profile, stream):
             self.profile = profile
             return True
 
         def set_input_shape(self, name, shape):
+            self.put_off = self.put_off or self.shapes.get(name) != tuple(shape)
             self.shapes[name] = tuple(shape)
             return fail != "input shape"
 
@@ -159,8 +171,15 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
             if fail == "execute":
                 return False
             rows = self.shapes["x"][0]
-            addresses = dict(self.addresses)
-            made.device.queue(lambda: total(addresses, rows), stream)
+            addresses, shapes = dict(self.addresses), dict(self.shapes)
+            assert not (self.put_off and stream in made.device.recording), "new shapes were put off into the recording"
+            self.put_off = False
+
+            def work():
+                assert self.shapes == shapes, "the context was told other shapes since"
+                total(addresses, rows)
+
+            made.device.queue(work, stream)
             return True
 
     class Engine:
@@ -184,12 +203,33 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
             text = json.dumps({"Layers": layers, "Bindings": ["x", "y"]})
             return SimpleNamespace(get_engine_information=lambda form: text if form == "json" else "")
 
-        def create_execution_context(self):
-            return None if fail == "context" else Context()
+        def create_execution_context(self, config=None):
+            if fail == "context" or (fail == "second context" and made.contexts):
+                return None
+            return Context(config)
+
+        def create_runtime_config(self):
+            made.runtime_cache = RuntimeCache()
+            return SimpleNamespace(
+                create_runtime_cache=lambda: made.runtime_cache, set_runtime_cache=lambda cache: True
+            )
+
+    class RuntimeCache:
+        held = b""
+
+        def deserialize(self, data):
+            self.held = data
+            return True
+
+        def serialize(self):
+            return self.held or b"compiled"
 
     class Runtime:
+        engine_host_code_allowed = False
+
         def __init__(self, log):
             self.log = log
+            made.runtimes.append(self)
 
         def deserialize_cuda_engine(self, blob):
             if fail == "deserialize":
@@ -209,13 +249,15 @@ def module(*, fail="", sm=(86, 89), version="11.0.0", strongly_typed=True):
         Runtime=Runtime,
         NetworkDefinitionCreationFlag=flags,
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
-        BuilderFlag=SimpleNamespace(VERSION_COMPATIBLE="version"),
+        BuilderFlag=SimpleNamespace(VERSION_COMPATIBLE="version", TF32="tf32"),
         HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere"),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         LayerType=LayerType,
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         TensorIOMode=TensorIOMode,
         **({"ComputeCapability": SimpleNamespace(**{f"SM{n}": n for n in sm})} if sm else {}),
+        **({"CudaGraphStrategy": SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")} if rtx else {}),
+        **({"DynamicShapesKernelSpecializationStrategy": SimpleNamespace(EAGER="eager")} if rtx else {}),
     )
 
 

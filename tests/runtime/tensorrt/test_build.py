@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from deploykit.errors import BundleError, InputError
+from deploykit.errors import BundleError, InputError, MissingError
 from deploykit.runtime.tensorrt.build import build, capability, refusal
 from deploykit.runtime.tensorrt.recipe import Bounds, Recipe
 from tests.runtime.tensorrt import fake
@@ -147,3 +147,15 @@ def test_the_metadata_say_how_many_layers_compute_in_which_type(model):
     made = build(fake.module(), "tensorrt", model, RECIPE).metadata
     assert made["layers_by_type"] == {"half": 2, "int8": 1}
     assert (made["quantize"], made["dequantize"]) == (1, 2)
+
+
+def test_fp32_is_no_tf32(model):
+    trt = fake.module()
+    build(trt, "tensorrt", model, RECIPE)
+    assert trt.made.configs[0].cleared == "tf32"
+
+
+def test_a_lack_of_memory_is_said_whatever_was_tried(model):
+    with pytest.raises(MissingError, match=r"not enough memory on the GPU: .*requested size was 4294967296") as caught:
+        build(fake.module(fail="memory"), "tensorrt", model, RECIPE)
+    assert "workspace_mib" in caught.value.hint
