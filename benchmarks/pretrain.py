@@ -73,9 +73,14 @@ _STS = (
 _LABELS = (
     "training.steps=1",
     "finetune.begin=untrained",
-    "finetune.epochs=12",
+    "finetune.epochs=5",
     "finetune.lr=3e-3",
     "finetune.precision=bf16",
+    "modality.view_size=0",  # what serves learning from labels: whole pictures, and little that is done to them
+    "modality.crop_min=0.5",
+    "modality.crop_max=1.0",
+    "modality.jitter=0.2",
+    "modality.grey=0.0",
 )
 EXPERIMENTS = {
     "digits": Experiment("pretrain-digits"),

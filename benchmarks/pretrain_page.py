@@ -116,7 +116,9 @@ def _told(rows: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _time(row: Mapping[str, Any]) -> str:
-    steps = f"{row['training']['steps']:,}" if not row["supervised"] else "12 epochs"
+    steps = f"{row['training']['steps']:,}"
+    if row["supervised"]:
+        steps = f"{row['finetuned']['random initialisation']['steps']:,} with labels"
     beside = " *" if row.get("loaded") else ""
     seconds = f"{row['seconds']:,.0f}{beside} | {row['cpu_seconds']:,.0f}"
     waited = "–" if row["supervised"] else f"{100 * row['data_wait']:.1f} %"  # its one step says nothing

@@ -63,7 +63,7 @@ def test_the_page_holds_every_figure():
         who: {"held_out": {}, "test": {"spearman": 57.5, "n": 1500}} for who in ("trained", "random initialisation")
     }
     pairs |= {"raw input": pairs["trained"], "start": {"held_out": {}, "test": {"spearman": 51.25, "n": 1500}}}
-    labels = {"random initialisation": {"test": {"accuracy": 81.25, "n": 1000}}}
+    labels = {"random initialisation": {"steps": 1850, "test": {"accuracy": 81.25, "n": 1000}}}
     result = {
         "speed": [
             {
@@ -89,6 +89,7 @@ def test_the_page_holds_every_figure():
     assert "| whole | 1,150 | 510 | 2.25 [2.20, 2.30], 50% | 2 | abcd |" in page
     assert "told 80 to 90 %" in page
     assert "| x | 1,100 | 400 | 780 | 1.0 % | abcd |" in page
+    assert "| x-labels | 1,850 with labels | 400 |" in page
     assert "| x | onnxruntime-int8 | 65.00 | 64.50 | -0.50 | 1,000 | abcd |" in page
 
 
