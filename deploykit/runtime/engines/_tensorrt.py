@@ -288,10 +288,12 @@ class _Lengths:
 
     @classmethod
     def of(cls, card: Card, recipe: Recipe) -> _Lengths | None:
-        """None where no mask marks padding, or an output has a row for each token."""
+        """None where no mask marks padding, it belongs in front, or an output has a row for each token."""
         names = {spec.name for spec in card.inputs}
         tokens = [spec.shape == ("batch", "length") for spec in card.inputs]
         if not recipe.profiles or "attention_mask" not in names or not names <= _PADDED or not all(tokens):
+            return None
+        if card.preprocess.get("padding_side", "right") != "right":
             return None
         if any("length" in spec.shape for spec in card.outputs):
             return None

@@ -9,6 +9,7 @@ swaps kernels while it runs, so that its contexts record graphs of their own and
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -28,6 +29,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 _WARM_UP_CALLS = 2
 _MOST_GRAPHS = 16
 _MOST_SHAPES = 1024
+_logger = logging.getLogger("deploykit")
 _DTYPES = {"float": "float32", "half": "float16", "bool": "bool", "bf16": "uint16", "fp8": "uint8"}
 
 
@@ -252,8 +254,8 @@ class Lane:
             oldest.calls = 0
         try:
             context = self._new_context(profile)
-        except DeploykitError:  # no memory for one more
-            self._records_graphs = False
+        except DeploykitError as error:  # no memory for one more
+            self._give_up(error)
             self._enqueue(self._context(profile), given, record.outputs)
             return
         self._shape(context, given)
@@ -273,11 +275,16 @@ class Lane:
             record.graph, record.context = graph, context
             self._device.launch(graph, self._stream)
             return
-        self._records_graphs = False
+        self._give_up(fault)
         if graph:
             self._device.close_graph(graph)
         self._log.lines = []
         self._enqueue(self._context(profile), given, record.outputs)
+
+    def _give_up(self, reason: DeploykitError | None) -> None:
+        self._records_graphs = False
+        said = reason.message if reason is not None else "the driver gives no graph"
+        _logger.warning("no more calls are recorded as CUDA graphs, each is launched kernel by kernel: %s", said)
 
     def _drop_graphs(self) -> None:
         for record in self._seen.values():

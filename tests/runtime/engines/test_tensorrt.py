@@ -158,6 +158,8 @@ def test_texts_are_padded_to_lengths_that_come_up_again():
     tokens = (*CARD.outputs, TensorSpec("tokens", "float32", ("batch", "length", 4)))
     assert _tensorrt._Lengths.of(replace(CARD, **TEXT, outputs=tokens), recipe) is None
     assert _tensorrt._Lengths.of(CARD, RECIPE) is None
+    left = {**TEXT, "preprocess": {**TEXT["preprocess"], "padding_side": "left"}}
+    assert _tensorrt._Lengths.of(replace(CARD, **left), recipe) is None
 
 
 def test_a_gpu_that_the_flavour_lacks_is_refused_before_a_build():
@@ -176,11 +178,13 @@ def test_a_buffer_that_grows_drops_the_graphs():
     assert device.graphs[1] is None
 
 
-def test_an_engine_that_cannot_be_recorded_runs_all_the_same():
+def test_an_engine_that_cannot_be_recorded_runs_all_the_same_and_says_so_once(caplog):
     engine, device = made(captures=False)
     for i in range(5):
         np.testing.assert_allclose(engine.run(rows(2, seed=i))["y"][:, 0], rows(2, seed=i)["x"].sum(1), rtol=1e-6)
     assert device.launched == 0
+    assert caplog.text.count("no more calls are recorded as CUDA graphs, each is launched kernel by kernel") == 1
+    assert "cuStreamEndCapture" in caplog.text
 
 
 def test_close_gives_everything_back():
