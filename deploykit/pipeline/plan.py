@@ -15,13 +15,15 @@ from typing import Any
 
 from deploykit import registry, sources
 from deploykit.data import digests
-from deploykit.errors import RecipeError
+from deploykit.errors import MissingError, RecipeError
 from deploykit.measure import fingerprint
 from deploykit.pipeline import training
 from deploykit.pipeline.choose import DRIFT_TERMS, MEASURED, REFERENCE_PRECISION
 from deploykit.pipeline.step import Step
 from deploykit.pipeline.training import Training
 from deploykit.recipe import AUTO, Recipe
+from deploykit.runtime import hardware
+from deploykit.runtime.selection import cpu_fault
 from deploykit.runtime.tensorrt import driver
 from deploykit.sources import Identity
 
@@ -112,15 +114,15 @@ def measuring(step: Step, names: Sequence[str]) -> Step:
 
 
 def _wanted(recipe: Recipe) -> tuple[list[Wanted], list[str]]:
-    """The variants that exist of those asked for, and a note for each that does not.
+    """The variants that can be built here of those asked for, and a note for each that cannot.
 
-    ``auto`` stands for everything that a target has; a budget needs fp32 to be held against.
+    ``auto`` stands for everything that a target has; a budget needs fp32 to be held against. Raises `RecipeError` for a
+    precision that no chosen target has, `MissingError` if this CPU has no arithmetic for anything that was asked for.
     """
     supported = {target: registry.module("targets", target).PRECISIONS for target in recipe.variants.targets}
     asked = list(recipe.variants.precisions)
-    names = [name for name in asked if name != AUTO]
     found, notes = [], []
-    for precision in names:
+    for precision in [name for name in asked if name != AUTO]:
         registry.module("precisions", precision)
         able = [target for target in supported if precision in supported[target]]
         if not able:
@@ -131,9 +133,27 @@ def _wanted(recipe: Recipe) -> tuple[list[Wanted], list[str]]:
     everything = [Wanted(target, precision) for target in supported for precision in supported[target]]
     if AUTO in asked:
         found += everything
-    elif recipe.budget.limits:
+    lacking = {variant: reason for variant in dict.fromkeys(found) if (reason := _cpu_fault(variant))}
+    if lacking and len(lacking) == len(set(found)):
+        raise MissingError(
+            f"nothing that was asked for can be built here: {_reasons(lacking)}",
+            hint="build it on a machine that has that, or ask for another precision: fp32 runs everywhere",
+        )
+    notes += [f"{variant.name} is not built here: {reason}" for variant, reason in lacking.items()]
+    if recipe.budget.limits:
         found += [variant for variant in everything if variant.precision == REFERENCE_PRECISION]
-    return sorted(dict.fromkeys(found), key=lambda variant: list(supported).index(variant.target)), notes
+    kept = [variant for variant in dict.fromkeys(found) if variant not in lacking]
+    return sorted(kept, key=lambda variant: list(supported).index(variant.target)), notes
+
+
+def _cpu_fault(variant: Wanted) -> str:
+    """Why this machine's CPU has no arithmetic for a variant, in words; empty if it has."""
+    requires = getattr(registry.module("targets", variant.target), "REQUIRES", {})
+    return cpu_fault(requires.get(variant.precision, {}), hardware.cpu())
+
+
+def _reasons(lacking: Mapping[Wanted, str]) -> str:
+    return "; ".join(f"{variant.name}: {reason}" for variant, reason in lacking.items())
 
 
 def _refuse_unmeasured(recipe: Recipe) -> None:

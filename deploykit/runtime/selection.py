@@ -159,12 +159,8 @@ def unmet(variant: Variant, device: Device, size_bytes: int = 0) -> str:
     unknown = sorted(set(requires) - _CHECKED)
     if unknown:
         return f"it requires '{unknown[0]}', which this deploykit cannot check"
-    architectures = [hardware.normalize_architecture(str(name)) for name in requires.get("architecture", [])]
-    if architectures and device.cpu.architecture not in architectures:
-        return f"it is for {' or '.join(architectures)}, this machine is {device.cpu.architecture}"
-    for entry in requires.get("cpu_features", []):
-        if device.cpu.features.isdisjoint(str(entry).split("|")):
-            return f"the CPU lacks {' or '.join(str(entry).split('|'))}"
+    if reason := cpu_fault(requires, device.cpu):
+        return reason
     if "compute_capability" in requires and (reason := _gpu_fault(device.gpu(), str(requires["compute_capability"]))):
         return reason
     if importlib.util.find_spec(variant.target.replace("-", "_")) is None and not _third_party(variant.target):
@@ -173,6 +169,17 @@ def unmet(variant: Variant, device: Device, size_bytes: int = 0) -> str:
         if reason := _version_fault(str(package), str(wanted)):
             return reason
     return _memory_fault(requires.get("memory_mib"), size_bytes, device)
+
+
+def cpu_fault(requires: Mapping[str, Any], cpu: hardware.Cpu) -> str:
+    """Why a processor cannot run what requires this, in words; empty if it can, or if nothing is asked of it."""
+    architectures = [hardware.normalize_architecture(str(name)) for name in requires.get("architecture", [])]
+    if architectures and cpu.architecture not in architectures:
+        return f"it is for {' or '.join(architectures)}, this machine is {cpu.architecture}"
+    for entry in requires.get("cpu_features", []):
+        if cpu.features.isdisjoint(str(entry).split("|")):
+            return f"the CPU lacks {' or '.join(str(entry).split('|'))}"
+    return ""
 
 
 def install_hint(targets: list[str]) -> str:

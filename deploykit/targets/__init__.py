@@ -8,6 +8,9 @@ A file ``targets/NAME.py`` offers an ``Options`` dataclass, ``PRECISIONS`` (thos
 `compile` turns the lowered ONNX at ``model`` into the engine's artefact below ``out``. `audit` loads that artefact and
 counts what really runs: operations x precision x provider, and the attentions that the engine fused.
 
+A precision that not every CPU has arithmetic for stands in ``REQUIRES``, ``{precision: what a device must have}`` in
+the form of `deploykit.runtime.selection`: on a CPU without it the variant is not planned, and a note says so.
+
 A target for devices that a build machine may lack also offers::
 
     def check_engine(artifact: Path, card: Card, settings: Mapping[str, Any]) -> Engine

@@ -37,7 +37,7 @@ _NOTES = {
     "fp16": "weights are stored in fp16; it computes in fp32, which is faster on CPUs without fp16 arithmetic",
 }
 _BF16_RESIDUAL_NOTE = "matrix products and residual sums run in bf16, pooling and what follows it in fp32"
-_REQUIRES = {"bf16": {"architecture": ["x86_64"], "cpu_features": ["amx_bf16|avx512_bf16"]}}
+REQUIRES = {"bf16": {"architecture": ["x86_64"], "cpu_features": ["amx_bf16|avx512_bf16"]}}
 _PRODUCTS = frozenset({"FullyConnected", "MatMul", "Convolution"})
 # What may stand between a softmax and the product with the values: the NaN guard, casts, Q/DQ.
 _BETWEEN = frozenset({"Select", "Convert", "FakeQuantize"})
@@ -89,7 +89,7 @@ def compile(model: Path, card: Card, precision: str, options: Options, out: Path
     return Compiled(
         path="model.xml",
         settings={"INFERENCE_PRECISION_HINT": _HINTS[computed]},
-        requires=_REQUIRES.get(computed, {}),
+        requires=REQUIRES.get(computed, {}),
         notes=_notes(precision, computed, rewritten),
     )
 

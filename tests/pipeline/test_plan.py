@@ -1,0 +1,56 @@
+"""Which variants a plan has on which CPU."""
+
+import pytest
+
+from deploykit.errors import MissingError
+from deploykit.pipeline.plan import plan
+from deploykit.recipe import Recipe
+from deploykit.runtime import hardware
+from deploykit.sources import Identity
+
+AVX2 = frozenset({"avx", "avx2", "fma"})
+VNNI = AVX2 | {"avx512f", "avx512_vnni"}
+BF16 = VNNI | {"avx512_bf16"}
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The names of the planned variants and the notes, for precisions on a CPU with such features."""
+    monkeypatch.setattr("deploykit.sources.resolve", lambda spec, options=None: Identity("x", spec, "d"))
+
+    def make(features, *precisions, targets=("onnxruntime", "openvino"), limits=""):
+        cpu = hardware.Cpu("x86_64", "a CPU", features)
+        monkeypatch.setattr("deploykit.runtime.hardware.cpu", lambda *_: cpu)
+        given = {"source": {"model": "m"}, "variants": {"targets": list(targets), "precisions": list(precisions)}}
+        made = plan(Recipe.from_data(given | ({"budget": {"limits": limits}} if limits else {})))
+        return [s.name.partition(":")[2] for s in made.steps if s.kind == "compile"], list(made.notes)
+
+    return make
+
+
+@pytest.mark.parametrize("features", [AVX2, VNNI])
+def test_what_the_cpu_has_no_arithmetic_for_is_a_note_among_other_precisions(planned, features):
+    names, notes = planned(features, "fp32", "bf16")
+    assert names == ["onnxruntime-fp32", "openvino-fp32"]
+    assert "openvino-bf16 is not built here: the CPU lacks amx_bf16 or avx512_bf16" in notes
+
+
+def test_the_same_recipe_has_it_on_a_cpu_with_the_arithmetic(planned):
+    names, notes = planned(BF16, "fp32", "bf16")
+    assert names == ["onnxruntime-fp32", "openvino-fp32", "openvino-bf16"]
+    assert notes == ["onnxruntime has no bf16: not built"]
+
+
+def test_auto_leaves_out_what_the_cpu_has_no_arithmetic_for(planned):
+    assert "openvino-bf16" in planned(BF16, "auto")[0]
+    names, notes = planned(AVX2, "auto")
+    assert "openvino-bf16" not in names
+    assert {"openvino-int8", "onnxruntime-int8"} < set(names)
+    assert any(note.startswith("openvino-bf16 is not built here") for note in notes)
+
+
+@pytest.mark.parametrize("limits", ["", "drift<=0.01"])  # a budget builds fp32 to compare with, which nobody asked for
+def test_a_precision_that_is_asked_for_alone_is_an_error(planned, limits):
+    with pytest.raises(MissingError, match="openvino-bf16: the CPU lacks amx_bf16 or avx512_bf16") as caught:
+        planned(AVX2, "bf16", limits=limits)
+    assert caught.value.exit_code == 4
