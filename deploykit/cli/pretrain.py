@@ -49,14 +49,18 @@ def pretrain(
         return
     console.say_settings("settings", flat(chosen.to_data()))
     with console.Progress() as progress:
-        progress.begin("reading the data")
 
         def tell(line: dict[str, Any]) -> None:
             progress.clear()
             console.say(_line(line))
             progress.begin(f"step {line['step']}")
 
-        outcome = run.pretrain(chosen, resume=resume, on_line=tell)
+        def begin(stage: str) -> None:
+            progress.clear()
+            console.say(f"  {stage}")
+            progress.begin(stage)
+
+        outcome = run.pretrain(chosen, resume=resume, on_line=tell, on_stage=begin)
     if json:
         console.print_json({"folder": outcome.folder, "unchanged": outcome.unchanged, "card": outcome.card})
         return

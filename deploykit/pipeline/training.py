@@ -55,13 +55,13 @@ def untrained(recipe: PretrainRecipe) -> Identity:
 def carry_out(training: Training, tell: Tell) -> str:
     """Train, from the last checkpoint of the same recipe where there is one; returns a sentence on the outcome.
 
-    ``tell`` gets a sentence for every line of the metrics.
+    ``tell`` gets a sentence for every line of the metrics, and for every stage that begins.
     """
     from deploykit.pretrain import run
 
     begun = time.perf_counter()
     resume = run.can_resume(training.recipe)
-    outcome = run.pretrain(training.recipe, resume=resume, on_line=lambda line: tell(line_text(line)))
+    outcome = run.pretrain(training.recipe, resume=resume, on_line=lambda line: tell(line_text(line)), on_stage=tell)
     found = _shown(outcome.card["probes"]["trained"]["held_out"])
     skipped = len(outcome.card["data"]["skipped"])
     parts = [

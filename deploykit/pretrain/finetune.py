@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit.errors import CheckError
-from deploykit.pretrain import trainer
+from deploykit.pretrain import arithmetic, trainer
 from deploykit.pretrain.draws import Draws, step_seed
 from deploykit.pretrain.inputs import Held
 from deploykit.pretrain.recipe import FinetuneSection, TrainingSection
@@ -119,9 +119,8 @@ def _loss(
     device = model.head.weight.device
     rows = tuple(t[places].to(device) for t in learn.tensors)
     given = adapter.views(rows, 1, draws)[0] if options.augment else adapter.clean(rows)
-    if given.values.ndim == 4:
-        given = given._replace(values=given.values.contiguous(memory_format=torch.channels_last))
-    with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+    given = given._replace(values=arithmetic.laid_out(given.values, model))
+    with torch.autocast(device.type, torch.bfloat16, enabled=arithmetic.uses_bf16(options.precision, device)):
         scores = model(given)
     return F.cross_entropy(scores.float(), learn.labels[places].to(device))
 

@@ -67,8 +67,9 @@ class TrainingSection:
 
     ``steps`` 0: as many as ``epochs`` are. ``schedule``: cosine to 0, or warm-up-stable-decay, which decays over the
     last fifth; both rise over ``warmup`` of the steps. ``ema`` is the decay of averaged weights, 0 for none: they are
-    what is then judged and exported. ``save_every`` and ``log_every`` count steps. ``precision``: bf16 is autocast.
-    ``tensorboard`` writes the metrics as its event files too, into the folder of that name.
+    what is then judged and exported. ``save_every`` and ``log_every`` count steps. ``precision``: bf16 is
+    autocast; auto is bf16 on a device that computes in it, else fp32. ``tensorboard`` writes the metrics as its event
+    files too, into the folder of that name.
     ``shard``: every process keeps a part of the weights and of the optimizer's state alone (FSDP2), not all of them.
     ``grouped``: so many batches of texts are sorted by length together, so that a batch holds little padding; 0: none.
     ``compile`` hands the encoder's forward to torch.compile; objectives that hide elements go past it.
@@ -84,7 +85,7 @@ class TrainingSection:
     clip: float = 1.0
     warmup: float = 0.1
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
     shard: bool = False
@@ -101,7 +102,8 @@ class ProbeSection:
 
     ``neighbours`` of the kNN vote; ``ridges`` are strengths of the linear probe's penalty, per sample, of which each
     encoder takes the one that does best at leaving one out. ``rank_alarm``: an effective rank below this is a collapse.
-    ``precision``: bf16 encodes the probe's data under autocast, which halves the time that judging takes.
+    ``precision``: bf16 encodes the probe's data under autocast, which halves the time that judging takes; auto as in
+    `TrainingSection`.
     """
 
     every: int = 0
@@ -109,7 +111,7 @@ class ProbeSection:
     neighbours: int = 20
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     rank_alarm: float = 4.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ class FinetuneSection:
     """Supervised training of a copy at the end, judged on the held-out part and once on the test data.
 
     ``epochs`` 0: none. It learns from the labels of the data that the probes learn from, all of them; ``augment``: on
-    one view of each input. ``precision``: bf16 is autocast. ``begin``: with the trained encoder, with the same encoder
-    untrained, which is supervised training, or with each in its turn. ``log_every`` counts steps.
+    one view of each input. ``precision`` as in `TrainingSection`. ``begin``: with the trained encoder, with the same
+    encoder untrained, which is supervised training, or with each in its turn. ``log_every`` counts steps.
     """
 
     epochs: float = 0.0
@@ -126,7 +128,7 @@ class FinetuneSection:
     lr: float = 5e-4
     weight_decay: float = 0.05
     augment: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     begin: Literal["both", "trained", "untrained"] = "both"
     log_every: int = 50
 

@@ -44,10 +44,14 @@ class Outcome:
 
 
 def pretrain(
-    recipe: PretrainRecipe, *, resume: bool = False, on_line: Callable[[dict[str, Any]], None] | None = None
+    recipe: PretrainRecipe,
+    *,
+    resume: bool = False,
+    on_line: Callable[[dict[str, Any]], None] | None = None,
+    on_stage: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Carry out a recipe. ``resume`` goes on from the last checkpoint of its folder; ``on_line`` gets every metric,
-    and the lines of fine-tuning, which have the key ``finetune``.
+    and the lines of fine-tuning, which have the key ``finetune``; ``on_stage`` hears in a sentence what begins.
 
     Raises `BusyError` when the folder holds another run, `InputError` and `RecipeError` for what cannot be trained
     on, `CheckError` when the loss is no longer a number.
@@ -63,6 +67,7 @@ def pretrain(
     state = _begin(recipe, resume)
     accelerator = trainer.make_accelerator(recipe.training)
     start = starts.read(recipe) if recipe.start else None
+    on_stage("reading the data")
     adapter, held, digest = _data(recipe, _known(state, start))
     trained, judge, learn = _split(recipe, adapter, held)
     torch.manual_seed(recipe.seed)
@@ -91,6 +96,7 @@ def pretrain(
         mixes=getattr(adapter, "mixes", False),
         judge=lambda e, step: judge.figures(e),
         judge_every=recipe.probe.every,
+        on_stage=on_stage if accelerator.is_main_process else lambda text: None,
     )
     _check_split(recipe, accelerator.num_processes)
     with board.writing(recipe.output / "tensorboard", recipe.training.tensorboard) as write:
@@ -100,6 +106,7 @@ def pretrain(
     if accelerator.is_main_process:  # whatever comes of judging, the encoder is there
         checkpoint.write_tensors(recipe.output / WEIGHTS, dict(encoder.state_dict()), {"format": FORMAT})
     clock = time.perf_counter()
+    job.on_stage("judging")
     card = {
         **_facts(recipe, encoder, adapter, held, digest),
         "training": {**figures, "device": str(accelerator.device), "processes": accelerator.num_processes},

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckError, RecipeError
-from deploykit.pretrain import checkpoint, distributed
+from deploykit.pretrain import arithmetic, checkpoint, distributed
 from deploykit.pretrain.draws import Draws, step_seed
 from deploykit.pretrain.elements import Input
 from deploykit.pretrain.recipe import TrainingSection
@@ -37,7 +37,8 @@ class Job:
     ``held`` are tensors in memory with the samples as their first axis, of which those at ``places`` are trained on.
     ``views(rows, draws)`` makes the inputs of one step from some rows of them; ``mixes``: those of one sample also from
     other samples of the batch. ``lengths`` of the samples are what ``training.grouped`` sorts by.
-    ``judge(encoder, step)`` gives figures for the metrics, every ``judge_every`` steps.
+    ``judge(encoder, step)`` gives figures for the metrics, every ``judge_every`` steps. ``on_stage`` hears in a
+    sentence what is done between the lines of the metrics.
     """
 
     task: nn.Module
@@ -55,6 +56,7 @@ class Job:
     judge: Callable[[nn.Module, int], Line] | None = None
     judge_every: int = 0
     on_line: Callable[[Line], None] | None = None
+    on_stage: Callable[[str], None] = lambda text: None
 
 
 def steps_of(options: TrainingSection, samples: int) -> int:
@@ -92,10 +94,10 @@ def make_accelerator(options: TrainingSection) -> Any:
         raise MissingError("pretraining needs accelerate, which is not installed", hint=hint) from error
     if distributed.world() == 1:
         AcceleratorState._reset_state(True)  # it is one per process, and the precision of an earlier run would stay
-    precision = "bf16" if options.precision == "bf16" else "no"
+    device = arithmetic.device_of(options.device)
+    precision = "bf16" if arithmetic.uses_bf16(options.precision, device) else "no"
     # Without a GPU it must be told so: it otherwise joins the processes and then takes each for the only one.
-    cpu = options.device == "cpu" or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     if accelerator.num_processes != distributed.world():
         raise RecipeError(
             f"{distributed.world()} processes were started, and accelerate knows of {accelerator.num_processes}",
@@ -118,7 +120,7 @@ def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
         whole = copy.deepcopy(job.encoder)
         distributed.shard(job.task, device)
     else:  # FSDP2 takes no other layout than torch's own
-        job.task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        job.task.to(memory_format=arithmetic.memory_format(job.task))  # type: ignore[call-overload]
     optimizer = make_optimizer(job.task, options, device)
     average = _Average(job.encoder, options.ema)
     clock = _Clock()
@@ -130,6 +132,8 @@ def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
     batches = _Prefetch(job, device, start, steps)
     job.task.train()
     clock.restart()
+    how = arithmetic.precision_sentence(options.precision, device)
+    job.on_stage(f"training: step {start + 1} of {steps}, {options.batch} of {len(job.places)} samples each, {how}")
     try:
         for step in range(start, steps):
             torch.manual_seed(step_seed(job.seed, step, distributed.rank()))
@@ -138,6 +142,8 @@ def fit(job: Job, accelerator: Any, resume: bool) -> dict[str, Any]:
             loss, parts = _step(job, accelerator, task, prepared, batches, clock, step)
             average.update(job.encoder, step)
             done = step + 1
+            if step == start:
+                job.on_stage(f"training: the first step took {clock.since():.1f} s")
             clock.views += options.batch * max(1, job.views_per_sample)
             if done % options.log_every == 0 or done == steps:
                 _tell(job, _line(job, done, steps, loss, parts, rate(options, step, steps), clock))
@@ -290,12 +296,11 @@ class _Prefetch:
         seeds = step_seed(self._job.seed, step, micro, 1)
         views = self._job.views(held, Draws(seeds, part, begun, ended, self._device))
         kept = slice(begin - begun, begin - begun + own)
-        laid_out = [Input(_channels_last(v.values[kept]), None if v.valid is None else v.valid[kept]) for v in views]
-        return laid_out, Draws(step_seed(seeds, 2), part, begin, begin + own, self._device)
-
-
-def _channels_last(values: Tensor) -> Tensor:
-    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+        valid = [None if view.valid is None else view.valid[kept] for view in views]
+        values = [arithmetic.laid_out(view.values[kept], self._job.task) for view in views]
+        return [Input(*pair) for pair in zip(values, valid, strict=True)], Draws(
+            step_seed(seeds, 2), part, begin, begin + own, self._device
+        )
 
 
 def _orders(job: Job) -> Callable[[int], Tensor]:
@@ -332,6 +337,10 @@ class _Clock:
 
     def restart(self) -> None:
         self._since, self.waited, self.views = time.perf_counter(), 0.0, 0
+
+    def since(self) -> float:
+        """Seconds since the last lap."""
+        return time.perf_counter() - self._since
 
     def lap(self) -> tuple[float, float, int]:
         """(seconds, seconds waited, views) since the last lap."""

@@ -9,7 +9,7 @@ import numpy as np
 from deploykit.pretrain.recipe import PretrainRecipe
 
 TINY = {"transformer": {"width": 24, "depth": 1, "heads": 2, "dropout": 0.1}, "cnn": {"width": 4, "stages": 2}}
-TINY["resnet"] = {"width": 4, "blocks": [1, 1]}
+TINY["resnet"] = {"width": 8, "blocks": [1, 1]}
 OBJECTIVES = {"match": {"hidden": 16, "out": 8}, "predict": {"width": 16, "depth": 1}}
 OBJECTIVES["adversarial"] = {"width": 16, "depth": 1, "heads": 2}
 MODALITIES = {

@@ -16,7 +16,7 @@ from tests.pretrain import made
 SPACE = Patches((1, 16, 12), (4, 4))
 BUILT = {
     "cnn": lambda pool: cnn.build(SPACE, cnn.Options(width=4, stages=3, pool=pool)),
-    "resnet": lambda pool: resnet.build(SPACE, resnet.Options(width=4, blocks=(1, 1), stem_stride=2, pool=pool)),
+    "resnet": lambda pool: resnet.build(SPACE, resnet.Options(width=8, blocks=(1, 1), stem_stride=2, pool=pool)),
     "transformer": lambda pool: transformer.build(SPACE, transformer.Options(width=8, depth=1, heads=2, pool=pool)),
 }
 

@@ -19,7 +19,7 @@ SMALL = transformer.Options(width=16, depth=1, heads=2)
 def cases():
     for loss in ("vicreg", "infonce", "sigreg"):
         torch.manual_seed(0)
-        encoder = resnet.build(PICTURES, resnet.Options(width=4, blocks=(1, 1)))
+        encoder = resnet.build(PICTURES, resnet.Options(width=8, blocks=(1, 1)))
         yield loss, match.build(PICTURES, encoder, match.Options(loss=loss, hidden=16, out=8)), PICTURES, 2
     for space in (PICTURES, WORDS):
         for objective in (predict, adversarial):
