@@ -95,7 +95,7 @@ def _header(report: BenchReport) -> str:
         f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in tiles
     )
     said = "".join(f'<p class="warning"><b>Noise:</b> {escape(text)}</p>' for text in report.warnings)
-    said += "".join(f'<p class="quiet">{escape(text)}</p>' for text in report.notes)
+    said += "".join(f'<p class="quiet">{escape(text)}</p>' for text in (*report.notes, *report.int8_gains))
     return (
         f"<header><h1>{escape(report.title)}</h1><p>{escape(report.subtitle)}</p>"
         f'<dl class="tiles">{cells_}</dl>{said}</header>'

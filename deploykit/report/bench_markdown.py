@@ -21,6 +21,7 @@ def render(report: BenchReport) -> str:
         lead = report.lead(point)
         best = report.fastest(point, baselines=False)
         parts += [f"{escape(best.name)}: {escape(lead)}."] if lead and best else []
+    parts += [escape(text) for text in report.int8_gains]
     rows = [(s.name, *costs(s)) for s in report.subjects]
     parts += ["## Cold start, memory, accuracy", _table(("subject", *COSTS), rows)]
     parts += [escape(text) for text in legend(report)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deploykit.report import int8_gain
 from deploykit.report.model import clean, number, size_text
 
 # float32 cannot tell a smaller drift from none.
@@ -147,6 +148,7 @@ class BenchReport:
     against: str
     unavailable: tuple[tuple[str, str, str], ...]
     facts: tuple[tuple[str, str], ...]
+    int8_gains: tuple[str, ...] = ()
 
     def subject(self, name: str) -> SubjectRow | None:
         """The subject of that name."""
@@ -225,7 +227,24 @@ def from_result(data: Mapping[str, Any]) -> BenchReport:
         against=next((name for name in baselines if name.endswith("torch")), next(iter(baselines), "")),
         unavailable=tuple((clean(u["name"]), clean(u["reason"]), clean(u["hint"])) for u in data["unavailable"]),
         facts=_facts(data),
+        int8_gains=_int8_gains(data),
     )
+
+
+def _int8_gains(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """What int8 gains here, a sentence a variant; the interval is from the lowest and highest round."""
+    timed = [
+        int8_gain.Timed(clean(row["name"]), row["target"], row["precision"], clean(m["point"]), _least_most(m))
+        for row in data["subjects"]
+        if row["kind"] == "variant" and "target" in row
+        for m in row["measurements"]
+    ]
+    return int8_gain.sentences(timed, data["hardware"].get("features", ()))
+
+
+def _least_most(measurement: Mapping[str, Any]) -> tuple[float, float, float]:
+    rounds = [float(item["p50_ms"]) for item in measurement["rounds"]]
+    return min(rounds), float(measurement["p50_ms"]["value"]), max(rounds)
 
 
 def start_text(span: Span) -> str:

@@ -19,6 +19,7 @@ def render(report: BenchReport, width: int = 100) -> str:
     parts += [_prose(f"note: {text}", width) for text in report.notes]
     for point in report.points:
         parts += ["", point.text, "", _point(report, point)]
+    parts += ["", *(_prose(text, width) for text in report.int8_gains)] if report.int8_gains else []
     rows = [(subject.name, *costs(subject)) for subject in report.subjects]
     parts += ["", "cold start, memory, accuracy", "", table(("subject", *COSTS), rows), ""]
     parts += [_prose(text, width) for text in legend(report)]

@@ -140,7 +140,8 @@ def _drift(report: Report) -> str:
 
 
 def _latency(report: Report) -> str:
-    return "".join(_workload(report, workload) for workload in report.workloads())
+    gains = "".join(f"<p>{escape(sentence)}</p>" for sentence in report.int8_gains)
+    return "".join(_workload(report, workload) for workload in report.workloads()) + gains
 
 
 def _workload(report: Report, workload: str) -> str:

@@ -76,7 +76,7 @@ def _latency(report: Report) -> list[str]:
         ]
         header = ("variant", "p50 ms", "95 % interval", "n (blocks / calls)", "hardware")
         parts += [f"**{escape(workload)}**, shape {timed[0][1].shape}", _table(header, rows)]
-    return parts
+    return parts + [escape(sentence) for sentence in report.int8_gains]
 
 
 def _audit(report: Report) -> list[str]:

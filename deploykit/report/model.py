@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from deploykit.report import int8_gain
 from deploykit.runtime import devices, further
 from deploykit.runtime.manifest import Manifest, Variant, to_json
 
@@ -158,6 +159,7 @@ class Report:
     trials: tuple[tuple[str, ...], ...]
     provenance: tuple[tuple[str, str], ...]
     usage: str
+    int8_gains: tuple[str, ...] = ()
 
     def workloads(self) -> list[str]:
         """The workloads that were measured, in order of appearance."""
@@ -202,7 +204,23 @@ def from_manifest(manifest: Manifest, location: str) -> Report:
         trials=trial_rows(manifest.provenance),
         provenance=_flat({**card.provenance, **{k: v for k, v in manifest.provenance.items() if k != "search"}}),
         usage=usage(manifest, clean(location)),
+        int8_gains=_int8_gains(manifest),
     )
+
+
+def _int8_gains(manifest: Manifest) -> tuple[str, ...]:
+    """What int8 gains where the bundle was built, a sentence a variant."""
+    timed = [
+        int8_gain.Timed(
+            clean(v.name), v.target, v.precision, t.workload.replace("_", " "), (t.low_ms, t.p50_ms, t.high_ms)
+        )
+        for v in manifest.variants
+        for t in _timings(v.latency)
+        if t.p50_ms > 0 and t.low_ms > 0
+    ]
+    machine = manifest.provenance.get("machine")
+    features = machine.get("features") if isinstance(machine, Mapping) else None
+    return int8_gain.sentences(timed, features if isinstance(features, list) else [])
 
 
 def usage(manifest: Manifest, location: str) -> str:

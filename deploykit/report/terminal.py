@@ -75,7 +75,7 @@ def _latency(report: Report) -> list[str]:
         ]
         lines += ["", f"latency, {workload} (shape {timed[0][1].shape}; hardware {hardware})", ""]
         lines += [table(("variant", "p50 ms", "95 % interval", "n"), rows)]
-    return lines
+    return lines + (["", *report.int8_gains] if report.int8_gains else [])
 
 
 def _details(report: Report, width: int) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ _HIDDEN = {
 _CGROUP = Path("/sys/fs/cgroup")
 # The instruction sets that decide which kernels the engines pick, on x86 and ARM.
 _DECISIVE = ("amx", "avx", "fma", "f16c", "asimd", "bf16", "fphp", "i8mm", "neon", "sve")
+# Instructions that multiply and add numbers of 8 bits: x86's VNNI and AMX, and ARM's dot products.
+_INT8_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def cpu_model() -> str:
 def cpu_features() -> frozenset[str]:
     """The kernel's flags that every core has."""
     return cpu().features
+
+
+def multiplies_int8(features: Collection[str]) -> bool:
+    """Whether a CPU with these features has instructions for int8 products; others run them as several others."""
+    return not _INT8_INSTRUCTIONS.isdisjoint(features)
 
 
 def machine() -> dict[str, Any]:
