@@ -5,12 +5,9 @@ import pytest
 from deploykit.errors import MissingError
 from deploykit.pipeline.plan import plan
 from deploykit.recipe import Recipe
-from deploykit.runtime import hardware
 from deploykit.sources import Identity
-
-AVX2 = frozenset({"avx", "avx2", "fma"})
-VNNI = AVX2 | {"avx512f", "avx512_vnni"}
-BF16 = VNNI | {"avx512_bf16"}
+from tests import cpus
+from tests.cpus import AVX2, BF16, VNNI
 
 
 @pytest.fixture
@@ -19,8 +16,7 @@ def planned(monkeypatch):
     monkeypatch.setattr("deploykit.sources.resolve", lambda spec, options=None: Identity("x", spec, "d"))
 
     def make(features, *precisions, targets=("onnxruntime", "openvino"), limits=""):
-        cpu = hardware.Cpu("x86_64", "a CPU", features)
-        monkeypatch.setattr("deploykit.runtime.hardware.cpu", lambda *_: cpu)
+        cpus.put(monkeypatch, features)
         given = {"source": {"model": "m"}, "variants": {"targets": list(targets), "precisions": list(precisions)}}
         made = plan(Recipe.from_data(given | ({"budget": {"limits": limits}} if limits else {})))
         return [s.name.partition(":")[2] for s in made.steps if s.kind == "compile"], list(made.notes)

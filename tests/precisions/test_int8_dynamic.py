@@ -16,6 +16,7 @@ from deploykit.errors import RecipeError, UnknownNameError  # noqa: E402
 from deploykit.precisions import Task  # noqa: E402
 from deploykit.runtime import hardware, selection  # noqa: E402
 from deploykit.runtime.manifest import Card, Embedding, Variant  # noqa: E402
+from tests.cpus import EXACT_HERE  # noqa: E402
 
 int8 = registry.module("precisions", "int8-dynamic")
 CARD = Card("m", "tensors", (), (), Embedding("y", 5, "mean", False), {})
@@ -126,7 +127,8 @@ def test_products_of_one_activation_share_its_rounding(tmp_path):
 def test_a_gemm_keeps_its_factor_its_bias_and_its_orientation(tmp_path, transposed):
     w, b = weight(24, 5), weight(5, seed=1)
     node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc", alpha=0.5, transB=transposed)
-    facts, lowered = lower(tmp_path, save(tmp_path, [node], {"w": w.T.copy() if transposed else w, "b": b}))
+    path = save(tmp_path, [node], {"w": w.T.copy() if transposed else w, "b": b})
+    facts, lowered = lower(tmp_path, path, cpu=EXACT_HERE)
     assert facts["quantized"] == 1
     x = weight(7, 24, seed=2)
     np.testing.assert_allclose(run(lowered, x), 0.5 * (x @ w) + b, atol=0.15)
@@ -210,7 +212,7 @@ def lookup(folder, rows, **gather):
 
 def test_an_embedding_table_is_stored_with_a_scale_per_row(tmp_path):
     path, table = lookup(tmp_path, 300)
-    facts, lowered = lower(tmp_path, path)
+    facts, lowered = lower(tmp_path, path, cpu=EXACT_HERE)
     assert facts["embeddings"] == ["table"]
     stored = initializers(lowered)
     assert "table" not in stored

@@ -11,7 +11,7 @@ import torch
 from deploykit.pretrain import arithmetic, run
 from deploykit.pretrain.elements import Patches
 from deploykit.pretrain.encoders import cnn, resnet
-from deploykit.runtime import hardware
+from tests import cpus
 from tests.pretrain import made
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ PICTURES = Patches((3, 16, 16), 2)
 @pytest.fixture
 def on_cpu(monkeypatch):
     def put(*features):
-        monkeypatch.setattr(hardware, "cpu_features", lambda: frozenset(features))
+        cpus.put(monkeypatch, features)
 
     return put
 
