@@ -30,17 +30,19 @@ IMAGE_BASE: dict[str, Any] = {
     "rescale_factor": 1 / 255,
     "do_normalize": True,
     "do_pad": False,
+    "do_convert_rgb": False,
     "default_to_square": True,
 }
 
 _BY_SHORT_EDGE: dict[str, Any] = {"default_to_square": False, "do_center_crop": True, "crop_size": _square(224)}
-_CLIP_LIKE: dict[str, Any] = {**BICUBIC, **CLIP, **_BY_SHORT_EDGE, "size": {"shortest_edge": 224}}
+_CONVERTS = {"do_convert_rgb": True}
+_CLIP_LIKE: dict[str, Any] = {**BICUBIC, **CLIP, **_BY_SHORT_EDGE, **_CONVERTS, "size": {"shortest_edge": 224}}
 _MOBILE_NET: dict[str, Any] = {**BILINEAR, **HALF, **_BY_SHORT_EDGE, "size": {"shortest_edge": 256}}
 
 IMAGE: dict[str, dict[str, Any]] = {
     "BeitImageProcessor": {**BICUBIC, **HALF, "size": _square(224), "crop_size": _square(224)},
     "BitImageProcessor": _CLIP_LIKE,
-    "BlipImageProcessor": {**BICUBIC, **CLIP, "size": _square(384)},
+    "BlipImageProcessor": {**BICUBIC, **CLIP, **_CONVERTS, "size": _square(384)},
     "CLIPImageProcessor": _CLIP_LIKE,
     "ChineseCLIPImageProcessor": _CLIP_LIKE,
     "ConvNextImageProcessor": {
@@ -86,7 +88,7 @@ IMAGE: dict[str, dict[str, Any]] = {
         "do_flip_channel_order": True,
         "fixed": {"do_normalize": False},
     },
-    "OwlViTImageProcessor": {**BICUBIC, **CLIP, "size": _square(768), "crop_size": _square(768)},
+    "OwlViTImageProcessor": {**BICUBIC, **CLIP, **_CONVERTS, "size": _square(768), "crop_size": _square(768)},
     "PoolFormerImageProcessor": {
         **BICUBIC,
         **IMAGENET,
@@ -99,12 +101,13 @@ IMAGE: dict[str, dict[str, Any]] = {
     "SamImageProcessor": {
         **BILINEAR,
         **IMAGENET,
+        **_CONVERTS,
         "size": {"longest_edge": 1024},
         "do_pad": True,
         "pad_size": _square(1024),
     },
     "SegformerImageProcessor": {**BILINEAR, **IMAGENET, "size": _square(512)},
-    "SiglipImageProcessor": {**BICUBIC, **HALF, "size": _square(224), "default_to_square": False},
+    "SiglipImageProcessor": {**BICUBIC, **HALF, **_CONVERTS, "size": _square(224), "default_to_square": False},
     "ViTImageProcessor": {**BILINEAR, **HALF, "size": _square(224)},
 }
 
@@ -225,8 +228,6 @@ INERT: frozenset[str] = frozenset(
         "_valid_processor_keys",
         # where and how the processor ran
         "device", "disable_grouping", "backend", "use_fast",
-        # every image is brought to the model's channels in any case
-        "do_convert_rgb",
         # only about segmentation maps and labels
         "do_reduce_labels", "reduce_labels", "ignore_index", "num_labels", "mask_size", "mask_pad_size",
         # derived by the class from other keys

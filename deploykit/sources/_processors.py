@@ -2,8 +2,8 @@
 for classes that no table knows (`deploykit.sources._processor_learned`).
 
 ``processor_config.json`` (nested) comes before ``preprocessor_config.json``, as in transformers. A null means the
-class's default, and a number where a size belongs is read as the class reads it. A key that would change the tensors
-and is not understood is a `SourceError` that names it.
+class's default (of do_convert_rgb: no), and a number where a size belongs is read as the class reads it. A key that
+would change the tensors and is not understood is a `SourceError` that names it.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def image_preprocess(folder: Path, overrides: Mapping[str, Any] | None = None) -
     resize, crop = _resize_and_crop(name, rule, values)
     count = _channels(folder, values["image_mean"])
     options = image.Options(
+        decoding="transformers-convert-rgb" if values["do_convert_rgb"] else "transformers",
         channels="gray" if count == 1 else "bgr" if values.get("do_flip_channel_order") else "rgb",
         resize=resize,
         resample=_resample(values["resample"]),
@@ -121,6 +122,8 @@ def _settings(folder: Path, part: str, overrides: Mapping[str, Any] | None) -> t
     name = str(given or table.get(config.get("model_type", ""), ""))
     if part == "image_processor":
         name = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if "do_convert_rgb" in found:
+        found["do_convert_rgb"] = bool(found["do_convert_rgb"])
     return name, {key: value for key, value in found.items() if value is not None and key not in defaults.INERT}
 
 

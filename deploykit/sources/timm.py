@@ -106,6 +106,7 @@ def preprocess(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         hint = "export it as tensors with py:, and preprocess images yourself"
         raise SourceError(f"{name} is evaluated with crop mode '{mode}' at {height} x {width}", hint=hint)
     options = image.Options(
+        decoding="timm",
         channels="gray" if count == 1 else "rgb",
         resize=resize,
         resample=config["interpolation"],

@@ -5,9 +5,17 @@ float32 rounding. Where torchvision is installed transformers resizes with torch
 under 1 % of the values, by 2 of 255 at most. ``resize_float`` is for processors that exist for torchvision alone and
 rescale before they resize (DINOv3): Pillow's float resize agrees with torch's antialiased one to 1e-4 of full scale.
 
-Where transformers refuses an image because it is grey, has alpha or a palette, it is brought to the model's channels
-here: transparency is laid over white, as transformers does for the processors that convert. EXIF rotation is ignored,
-as there, unless ``apply_exif`` is set. An image of 16 bits a channel is an error, because Pillow would clip it.
+How a picture becomes RGB is ``decoding``, the convention of the library that the model comes from:
+
+- ``transformers`` and ``transformers-convert-rgb`` (by the processor's ``do_convert_rgb``), for sentence-transformers
+  too. A file, by path or as bytes: turned upright by its EXIF orientation and alpha dropped, as ``load_image`` does; a
+  processor that converts then whitens the one colour that a file may call transparent. A Pillow image: not turned, and
+  transparency laid over white; one that is gray or has alpha, which a processor that does not convert refuses, as well.
+- ``timm``: ``Image.open(path).convert("RGB")``: not turned, alpha dropped, files and Pillow images alike.
+- ``over-white``, that of earlier bundles and of our own training: not turned unless ``apply_exif`` is set, transparency
+  laid over white, more than 8 bits a channel refused, because Pillow clips at 255. In the others it clips, as there.
+
+An array is what it is: the channels last, alpha laid over white. Of an animation the first frame is taken.
 """
 
 from __future__ import annotations
@@ -54,6 +62,7 @@ class Options:
     """
 
     apply_exif: bool = False
+    decoding: Literal["over-white", "transformers", "transformers-convert-rgb", "timm"] = "over-white"
     channels: Literal["rgb", "bgr", "gray"] = "rgb"
     resize: dict[str, int] | None = None
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
@@ -182,8 +191,9 @@ def load(image: Any, where: str, options: Options) -> np.ndarray:
         source = Path(image) if isinstance(image, (str, os.PathLike)) else io.BytesIO(image)
         with _naming(where), _pillow().open(source) as opened:
             _refuse_huge(opened.size, where)
-            pixels = _from_pillow(opened, where, options)
+            pixels = _from_pillow(_from_file(opened, options), where, options)
     elif hasattr(image, "getbands"):
+        _refuse_huge(image.size, where)
         with _naming(where):
             pixels = _from_pillow(image, where, options)
     else:
@@ -220,19 +230,39 @@ def _naming(where: str) -> Iterator[None]:
         raise InputError(f"{where} cannot be decoded: {error}", hint=hint) from error
 
 
+def _from_file(image: Image, options: Options) -> Image:
+    """What transformers' ``load_image`` does to a file before a processor sees it; ``image`` is ours to change."""
+    if not options.decoding.startswith("transformers"):
+        return image
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(image, in_place=True)
+    return _opaque(image).convert("RGB")
+
+
 def _from_pillow(image: Image, where: str, options: Options) -> np.ndarray:
     pillow = _pillow()
-    if image.mode not in _MODES_OF_8_BITS:
+    if options.decoding == "over-white" and image.mode not in _MODES_OF_8_BITS:
         raise InputError(f"{where} has the pixel format '{image.mode}'", hint="scale its values to 8 bits first")
     if options.apply_exif:
         from PIL import ImageOps
 
         image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
+    if options.decoding == "timm" or (options.decoding == "transformers" and image.mode == "RGB"):
+        image = _opaque(image)
+    elif "A" in image.getbands() or image.info.get("transparency") is not None:
         layer = image.convert("RGBA")
         image = pillow.alpha_composite(pillow.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
     pixels = np.asarray(image.convert("L" if options.channels == "gray" else "RGB"))
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _opaque(image: Image) -> Image:
+    """The image, or a copy of a palette that calls several entries transparent: Pillow warns where it converts one."""
+    if isinstance(image.info.get("transparency"), bytes):
+        image = image.copy()
+        del image.info["transparency"]
+    return image
 
 
 def _from_array(image: np.ndarray, where: str, channels: str) -> np.ndarray:
