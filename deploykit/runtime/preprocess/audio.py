@@ -1,8 +1,10 @@
 """Sound to ``input_values`` [samples] or to log-mel features: decode, mix to mono, resample, normalise, pad.
 
 What is matched: ``Wav2Vec2FeatureExtractor`` called on one waveform at a time, and ``WhisperFeatureExtractor``,
-``ASTFeatureExtractor`` and ``ClapFeatureExtractor`` (without fusion). Long sounds are cut where those cut them: Whisper
-at 30 s, AST at its number of frames; CLAP, which cuts at random, is given the beginning. A raw waveform is never cut.
+``ASTFeatureExtractor`` and ``ClapFeatureExtractor`` (without fusion); files as ``load_audio`` reads them with its
+``soundfile`` backend: mixed to mono, then resampled. Its other backends resample with other filters. Long sounds are
+cut where those classes cut them: Whisper at 30 s, AST at its number of frames; CLAP, which cuts at random, is given the
+beginning. A raw waveform is never cut.
 
 A batch of raw waveforms of an encoder without ``attention_mask`` is padded as its authors say, with ``padding_value``.
 Such an encoder hears the padding, so a waveform's own embedding comes from batches of equal lengths.
@@ -24,12 +26,10 @@ from deploykit.runtime.preprocess import Item
 from deploykit.runtime.preprocess.logmel import LogMel, log_mel
 from deploykit.runtime.preprocess.parallel import map_threads
 from deploykit.runtime.preprocess.resample import resample
-from deploykit.runtime.preprocess.wav import read_audio
+from deploykit.runtime.preprocess.wav import MAX_SECONDS, read_audio
 
 MASK = "attention_mask"
 MAX_CHANNELS = 8
-# No encoder here hears an hour at once; resampling and spectra of more would fill the memory of a small device.
-MAX_SECONDS = 3600
 _VARIANCE_FLOOR = 1e-7
 _FULL_SCALE = {"uint8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
 
