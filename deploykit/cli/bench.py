@@ -38,7 +38,7 @@ _DATA = typer.Option(
     "--data",
     "-d",
     metavar="DATA",
-    help="What to encode: .txt (a text a line), .jsonl, .csv, .tsv, .parquet, a folder of images or wavs, .npz, "
+    help="What to encode: .txt (a text a line), .jsonl, .csv, .tsv, .parquet, a folder of images or sounds, .npz, "
     "builtin:NAME. Default: the builtin set.",
 )
 _SECONDS = typer.Option("--seconds", metavar="S", help="How long each point is measured in each process.")

@@ -27,7 +27,7 @@ _DATA = typer.Option(
     "--data",
     "-d",
     metavar="DATA",
-    help="What to encode with both: .txt (a text a line), .jsonl, .csv, .tsv, .parquet, a folder of images or wavs, "
+    help="What to encode with both: .txt (a text a line), .jsonl, .csv, .tsv, .parquet, a folder of images or sounds, "
     ".npz, builtin:sentences. Labels: FILE#text=COLUMN,label=COLUMN, or class folders. Scored pairs: "
     "FILE#a=COLUMN,b=COLUMN,score=COLUMN. Columns without a header are numbered from 1. Two .npy need none.",
 )

@@ -24,7 +24,7 @@ _BUNDLE = typer.Argument(
 )
 _INPUTS = typer.Argument(
     metavar="INPUT",
-    help="What to embed: .txt (a text a line), .jsonl, .csv, .tsv, .parquet, an image, a .wav, a folder of these, "
+    help="What to embed: .txt (a text a line), .jsonl, .csv, .tsv, .parquet, an image, a sound, a folder of these, "
     ".npz, builtin:sentences, or - for lines on stdin.",
     show_default=False,
 )

@@ -6,7 +6,7 @@
     rows.jsonl                 one object (or one string) a line
     rows.csv, rows.tsv         with a header, or none when the column is given as a number from 1
     rows.parquet               needs pyarrow
-    folder/                    images, or wavs; the folders directly below it are the labels where there are any
+    folder/                    images, or sounds; the folders directly below it are the labels where there are any
     photo.jpg, voice.wav       one input
     tensors.npz                ready tensors by input name, the first axis counts the inputs
     builtin:NAME               sentences, images, tones, digits
@@ -26,7 +26,7 @@ from deploykit.errors import InputError, nearest
 from deploykit.runtime.manifest import Modality
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-AUDIO_SUFFIXES = (".wav",)
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 SUFFIXES = (".txt", *TABLE_SUFFIXES, ".npz", *IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
 

@@ -1,4 +1,4 @@
-"""Folders of images or of wavs."""
+"""Folders of images or of sounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deploykit.runtime.manifest import Modality
 
 
 def read(folder: Path) -> Dataset:
-    """Every image or every wav below ``folder``, in the order of their paths.
+    """Every image or every sound below ``folder``, in the order of their paths.
 
     When all of them lie in folders directly below it, the names of those are the labels. Hidden files are left out.
     """
@@ -19,11 +19,11 @@ def read(folder: Path) -> Dataset:
     sounds = [p for p in files if p.suffix.lower() in AUDIO_SUFFIXES]
     if images and sounds:
         raise InputError(
-            f"'{folder}' holds {len(images)} images and {len(sounds)} wavs", hint="give one kind at a time"
+            f"'{folder}' holds {len(images)} images and {len(sounds)} sounds", hint="give one kind at a time"
         )
     if not images and not sounds:
         hint = f"readable here: {', '.join((*IMAGE_SUFFIXES, *AUDIO_SUFFIXES))}"
-        raise InputError(f"'{folder}' holds no image and no wav", hint=hint)
+        raise InputError(f"'{folder}' holds no image and no sound", hint=hint)
     modality: Modality = "image" if images else "audio"
     found = images or sounds
     parts = [p.relative_to(folder).parts for p in found]

@@ -104,15 +104,40 @@ def _jsonl(path: Path) -> Columns:
 def _csv(path: Path, *, numbered: bool) -> Columns:
     """Tab-separated files are read without quoting, as tools that write them do not quote."""
     lines = texts.lines(path)
-    tabs = path.suffix.lower() == ".tsv" or lines[0].count("\t") > lines[0].count(",")
-    if tabs:
-        rows = [line.split("\t") for line in lines]
+    if path.suffix.lower() == ".tsv" or lines[0].count("\t") > lines[0].count(","):
+        found = [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line]
     else:
-        csv.field_size_limit(2**31 - 1)
-        rows = list(csv.reader((line + "\n" for line in lines), strict=False))
-    rows = [row for row in rows if row != [] and row != [""]]
-    header = [str(i) for i in range(1, max(map(len, rows), default=0) + 1)] if numbered else rows.pop(0)
-    return {name: [row[i] if i < len(row) else None for row in rows] for i, name in enumerate(header)}
+        found = _unquoted(path, lines)
+    if not found:
+        raise InputError(f"'{path.name}' has no rows", hint="give a table with at least one row")
+    if numbered:
+        header = [str(i) for i in range(1, max(len(row) for _, row in found) + 1)]
+    else:
+        _, header = found.pop(0)
+    for number, row in found:
+        if any(row[len(header) :]):
+            fact = f"'{path.name}' line {number} has {len(row)} fields, and the header names {len(header)}"
+            raise InputError(
+                fact,
+                hint="put quotes around a text with commas; columns of a table without a header are numbered from 1",
+            )
+    return {name: [row[i] if i < len(row) else None for _, row in found] for i, name in enumerate(header)}
+
+
+def _unquoted(path: Path, lines: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """The rows of comma-separated lines, each with the number of its first line; blank lines are none."""
+    end = "the end"
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader((line + "\n" for line in [*lines, end]), strict=False)
+    rows, first = [], 1
+    for row in reader:
+        rows.append((first, row))
+        first = reader.line_num + 1
+    number, last = rows.pop()
+    if last != [end]:  # the csv module takes everything behind an open quote as one text, and says nothing
+        hint = 'close it, and write a quote inside a quoted text twice: ""'
+        raise InputError(f"'{path.name}' line {number} opens a quote that is never closed", hint=hint)
+    return [(number, row) for number, row in rows if row]
 
 
 def _parquet(path: Path) -> Columns:

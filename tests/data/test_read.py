@@ -36,9 +36,23 @@ def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path):
         read(write(tmp_path / "a.txt", b"one\ncaf\xe9\n"))
 
 
-def test_an_empty_file_is_refused(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_of_16_bit_characters_is_refused_by_its_encoding(tmp_path, encoding):
+    with pytest.raises(InputError, match="is UTF-16") as caught:
+        read(write(tmp_path / "a.txt", "hello\n".encode(encoding)))
+    assert "iconv -f utf-16" in caught.value.hint
+
+
+def test_lines_that_end_as_on_old_macs_are_refused(tmp_path):
+    with pytest.raises(InputError, match="ends its lines with carriage returns alone"):
+        read(write(tmp_path / "a.txt", "one\rtwo\r"))
+    assert list(read(write(tmp_path / "b.txt", "one\rstill one\ntwo")).inputs) == ["one\rstill one", "two"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_refused(tmp_path, content):
     with pytest.raises(InputError, match="is empty"):
-        read(write(tmp_path / "a.txt", ""))
+        read(write(tmp_path / "a.txt", content))
 
 
 def test_jsonl_takes_objects_and_strings(tmp_path):
@@ -63,6 +77,33 @@ def test_csv_quotes_and_tsv_does_not(tmp_path):
     tab = read(write(tmp_path / "a.tsv", 'sentence\tlabel\n"one\t0\n'))
     assert (list(comma.inputs), comma.labels) == (['one, "1"\nmore'], ["x"])
     assert (list(tab.inputs), tab.labels) == (['"one'], ["0"])
+
+
+def test_an_empty_text_in_quotes_is_a_row(tmp_path):
+    assert list(read(write(tmp_path / "a.csv", 'text\n""\n\nb\n')).inputs) == ["", "b"]
+
+
+def test_a_quote_that_nothing_closes_is_refused_with_its_line(tmp_path):
+    with pytest.raises(InputError, match=r"'a\.csv' line 3 opens a quote"):
+        read(write(tmp_path / "a.csv", 'text,label\na,1\n"open,2\nb,3\n'))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text\nfine\nhello, world\n"),
+        ("a.csv", "text,label\nfine,1\nhello, world,3\n"),
+        ("a.tsv", "text\tlabel\nfine\t1\nhello\tworld\t3\n"),
+    ],
+)
+def test_a_row_with_more_fields_than_columns_is_refused_with_its_line(tmp_path, name, content):
+    with pytest.raises(InputError, match=f"'{name}' line 3 has . fields, and the header names"):
+        read(write(tmp_path / name, content))
+
+
+def test_empty_fields_behind_the_last_column_are_nothing(tmp_path):
+    data = read(write(tmp_path / "a.csv", "text,label\na,1,,\n"))
+    assert (list(data.inputs), data.labels) == (["a"], ["1"])
 
 
 def test_columns_are_named_after_a_hash(tmp_path):
@@ -97,9 +138,11 @@ def test_an_unknown_role_and_an_empty_column_are_refused(tmp_path):
         read(f"{path}#text=")
 
 
-def test_a_table_without_rows_is_refused(tmp_path):
+@pytest.mark.parametrize("content", ["text\n", "\n\n"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_table_without_rows_is_refused(tmp_path, name, content):
     with pytest.raises(InputError, match="has no rows"):
-        read(write(tmp_path / "a.csv", "text\n"))
+        read(write(tmp_path / name, content))
 
 
 def test_a_file_whose_name_holds_a_hash_is_read(tmp_path):
@@ -115,6 +158,14 @@ def test_class_folders_give_labels(tmp_path):
     assert (data.modality, data.labels) == ("image", ["cat", "dog"])
 
 
+@pytest.mark.parametrize("name", ["a.flac", "a.OGG", "a.mp3", "a.opus", "a.aiff"])
+def test_sounds_of_every_format_that_can_be_decoded_are_found(tmp_path, name):
+    (tmp_path / name).touch()
+    for spec in (tmp_path, tmp_path / name):
+        assert [p.name for p in read(spec).inputs] == [name]
+        assert read(spec).modality == "audio"
+
+
 def test_a_flat_folder_of_wavs_has_no_labels(tmp_path):
     (tmp_path / "b.wav").touch()
     (tmp_path / "a.wav").touch()
@@ -124,11 +175,11 @@ def test_a_flat_folder_of_wavs_has_no_labels(tmp_path):
 
 
 def test_folders_with_nothing_or_with_both_kinds_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no image and no wav"):
+    with pytest.raises(InputError, match="no image and no sound"):
         read(tmp_path)
     (tmp_path / "a.wav").touch()
     (tmp_path / "a.png").touch()
-    with pytest.raises(InputError, match="1 images and 1 wavs"):
+    with pytest.raises(InputError, match="1 images and 1 sounds"):
         read(tmp_path)
 
 
