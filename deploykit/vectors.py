@@ -41,15 +41,43 @@ def gather(specs: Sequence[str], modality: Modality, *, column: str | None, stdi
 def encode(
     encoder: Encoder, inputs: Sequence[Any], *, kind: str | None, on_progress: Callable[[int], None] = lambda done: None
 ) -> np.ndarray:
-    """Vectors float32 [n, dim] in the order of ``inputs``; ``on_progress`` hears how many are done."""
+    """Vectors float32 [n, dim] in the order of ``inputs``; ``on_progress`` hears how many are done.
+
+    `InputError` says which of ``inputs``, counted from 0, is the first that cannot be encoded.
+    """
     import numpy as np
 
     pieces = []
     for start in range(0, len(inputs), _PIECE):
         piece = inputs[start : start + _PIECE]
-        pieces.append(encoder.encode(list(piece), kind=kind))
+        try:
+            pieces.append(encoder.encode(list(piece), kind=kind))
+        except InputError as error:
+            raise _placed(error, encoder, inputs, start, kind) from error
         on_progress(start + len(piece))
     return np.concatenate(pieces)
+
+
+def _placed(error: InputError, encoder: Encoder, inputs: Sequence[Any], start: int, kind: str | None) -> InputError:
+    """The same error with the place among all inputs: the encoder counts within the piece that begins at ``start``."""
+    first, last = start, min(start + _PIECE, len(inputs))
+    single = _failure(encoder, inputs[first:last], kind)
+    while last - first > 1 and single is not None:
+        middle = (first + last) // 2
+        before = _failure(encoder, inputs[first:middle], kind)
+        first, last = (first, middle) if before is not None else (middle, last)
+        single = before or _failure(encoder, inputs[first:last], kind)
+    if single is None or (start == 0 and single.message == error.message):  # true of all, or it names a file
+        return error
+    return InputError(f"of {len(inputs)} inputs, number {first} fails: {single.message}", hint=single.hint)
+
+
+def _failure(encoder: Encoder, inputs: Sequence[Any], kind: str | None) -> InputError | None:
+    try:
+        encoder.encode(list(inputs), kind=kind)
+    except InputError as error:
+        return error
+    return None
 
 
 def check_output(path: Path) -> None:

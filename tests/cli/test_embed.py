@@ -52,6 +52,23 @@ def test_nothing_on_stdin_is_said(command, bundle, monkeypatch):
     assert "nothing came in on stdin" in err
 
 
+@pytest.mark.parametrize(("before", "behind"), [(7, 1), (6, 0)])
+def test_an_input_that_cannot_be_encoded_is_named_by_its_place(command, bundle, tmp_path, monkeypatch, before, behind):
+    monkeypatch.setattr("deploykit.vectors._PIECE", 3)
+    (tmp_path / "a.jsonl").write_text('"hello"\n' * before + '"half \\ud800"\n' + '"cat"\n' * behind)
+    code, _, err = command("embed", bundle, tmp_path / "a.jsonl", "-o", "v.npy")
+    assert code == 2
+    place = f"of {before + 1 + behind} inputs, number {before} fails: input 0 holds"
+    assert place in " ".join(err.split())
+
+
+def test_what_is_wrong_with_every_input_names_none(command, bundle, texts, monkeypatch):
+    monkeypatch.setattr("deploykit.vectors._PIECE", 2)
+    code, _, err = command("embed", bundle, texts, "-o", "v.npy", "--kind", "query")
+    assert code == 2
+    assert "number" not in err
+
+
 def test_a_column_of_a_table(command, bundle, tmp_path):
     (tmp_path / "a.csv").write_text("title,words\nx,hello\ny,cat\n")
     code, _, _ = command("embed", bundle, tmp_path / "a.csv", "--column", "words", "-o", "v.npy")
