@@ -5,7 +5,7 @@ VENV    ?= .venv
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-edge test-gpu lint bench clean
+.PHONY: help demo test test-cpus test-edge test-gpu lint bench clean
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -15,6 +15,7 @@ INPUTS := pyproject.toml .ci/constraints.txt
 help:
 	@echo "make demo      train, export, quantize and judge an encoder of digits, then export the real all-MiniLM-L6-v2"
 	@echo "make test      lint, types and the whole test suite"
+	@echo "make test-cpus what depends on the kind of CPU, as on CPUs with AVX2 alone and with VNNI without bf16"
 	@echo "make test-edge bundles on emulated devices (ARM64, x86-64 without VNNI), the Dockerfile's steps, processes killed"
 	@echo "make test-gpu  the tests that need an NVIDIA GPU, with what is installed: nothing is downloaded"
 	@echo "make lint      lint and types alone"
@@ -29,6 +30,27 @@ demo: $(VENV)/.demo-installed
 test: lint
 	@echo "== pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
+
+# oneDNN, inside torch and OpenVINO, obeys a limit of instructions, and deploykit reads it as the CPU's own. ONNX Runtime
+# obeys none, and OpenVINO's int8 dies of this one on newer CPUs: these run on an emulated CPU, if qemu is here.
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
+VNNI := ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI OMP_NUM_THREADS=1
+EMULATED := tests/precisions/test_int8_dynamic.py tests/quantize/test_static.py tests/quantize/test_with_nncf.py tests/targets/test_openvino.py
+QEMU := $(firstword $(shell command -v qemu-x86_64-static qemu-x86_64 2>/dev/null))
+test-cpus: $(VENV)/.test-installed
+	@echo "== AVX2 alone: training and plans"
+	@$(AVX2) $(BIN)/python -m pytest tests/pretrain tests/pipeline/test_plan.py tests/sources/test_checkpoint.py -q \
+	  --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
+	@echo "== VNNI without bf16"
+	@$(VNNI) $(BIN)/python -m pytest tests/pretrain tests/pipeline tests/precisions tests/quantize tests/targets tests/test_auto.py \
+	  tests/test_export.py tests/test_minilm.py -q --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0
+ifneq ($(QEMU),)
+	@echo "== AVX2 alone, emulated: the engines' int8"
+	@printf '%s\n' $(EMULATED) | $(AVX2) xargs -P $(or $(filter-out 0,$(WORKERS)),1) -n 1 \
+	  $(QEMU) -cpu Haswell $(BIN)/python -m pytest -q -p no:cacheprovider
+else
+	@echo "== the emulated part is left out: qemu-x86_64 is not here (Debian: qemu-user-static)"
+endif
 
 # What is emulated is set up in build/edge, once. Where qemu is not there it is skipped, and said how to get it.
 # KILLS processes are killed for each of eight ways of writing bundles, store and cache.
