@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,17 @@ _BEGUN = time.perf_counter()
 
 @dataclass(frozen=True)
 class Request:
-    """What the child is to do; ``inputs`` maps parent step names to artefact folders, ``out`` is an empty folder."""
+    """What the child is to do; ``inputs`` maps parent step names to artefact folders, ``out`` is an empty folder.
+
+    ``watch`` are the fields of a `deploykit.pipeline.step.Watch`; with it the child leaves ``reads.json`` too.
+    """
 
     step: str
     action: str
     options: Mapping[str, Any]
     inputs: Mapping[str, str]
     out: str
+    watch: Mapping[str, Any] | None = None
 
 
 class StoppedError(Exception):
@@ -198,9 +202,11 @@ def main(path: Path) -> int:
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
     module, _, function = request.action.partition(":")
+    inputs = {name: Path(folder) for name, folder in request.inputs.items()}
     try:
-        action = getattr(importlib.import_module(module), function)
-        metadata = action(request.options, {name: Path(folder) for name, folder in request.inputs.items()}, out)
+        with _watched(request, path.parent):
+            action = getattr(importlib.import_module(module), function)
+            metadata = action(request.options, inputs, out)
         run = {"cpu_seconds": round(time.process_time(), 2), "peak_memory_mb": _peak_memory_mb()}
         answer = json.dumps({"metadata": metadata, "run": run})
     except Exception as error:
@@ -209,6 +215,23 @@ def main(path: Path) -> int:
         return 1
     (path.parent / "result.json").write_text(answer, encoding="utf-8")
     return 0
+
+
+@contextlib.contextmanager
+def _watched(request: Request, work: Path) -> Iterator[None]:
+    """Leave in ``reads.json`` what is read meanwhile, where that is asked for and can be known."""
+    if request.watch is None:
+        yield
+        return
+    from deploykit.pipeline.observe import Observer, observing
+
+    roots = [Path(root) for root in request.watch["roots"]]
+    own = [work, Path(request.out), *map(Path, request.inputs.values())]
+    observer = Observer(roots, own, by_name=request.watch["by_name"])
+    with observing(observer):
+        yield
+    if (reads := observer.reads()) is not None:
+        (work / "reads.json").write_text(json.dumps(reads.to_json()), encoding="utf-8")
 
 
 def _describe(error: Exception) -> dict[str, Any]:

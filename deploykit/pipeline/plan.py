@@ -8,8 +8,10 @@ is planned again once that is finished.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +21,7 @@ from deploykit.errors import MissingError, RecipeError
 from deploykit.measure import fingerprint
 from deploykit.pipeline import training
 from deploykit.pipeline.choose import DRIFT_TERMS, MEASURED, REFERENCE_PRECISION
-from deploykit.pipeline.step import Step
+from deploykit.pipeline.step import Step, Watch
 from deploykit.pipeline.training import Training
 from deploykit.recipe import AUTO, Recipe
 from deploykit.runtime import hardware
@@ -185,15 +187,33 @@ def _export_step(recipe: Recipe, identity: Identity) -> Step:
             "model": recipe.source.model,
             "source": plain(recipe.source.options),
             "kind": identity.kind,
-            "digest": identity.digest,
+            "location": _absolute(identity.location),
             "opset": recipe.export.opset,
             "exporter": recipe.export.exporter,
         },
         packages=_EXPORT_PACKAGES,
         timeout_s=recipe.export.timeout_s,
-        reusable=identity.digest is not None,
+        watch=Watch(_roots(identity.location)),
         facts={"source": recipe.source.model, "opset": str(recipe.export.opset)},
     )
+
+
+def _absolute(location: str) -> str:
+    """The place itself, whatever folder this process is in; what is no path, with what decides where it is found."""
+    path = Path(location).expanduser()
+    if path.exists():
+        return str(path.absolute())
+    return " ".join([location, str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+
+
+def _roots(location: str) -> tuple[str, ...]:
+    """The folder of a source: its own, or that in which its file and the files of its preprocessing lie."""
+    path = Path(location).expanduser().absolute()
+    if not path.exists():
+        return ()
+    if path.is_dir():
+        return (str(path),)
+    return (str(path.parent.parent if path.parent.name == "onnx" else path.parent),)
 
 
 def _samples_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:
@@ -208,10 +228,11 @@ def _samples_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:
             "evaluation_samples": recipe.evaluation.samples,
             "unreadable": recipe.calibration.unreadable,
             "skip": list(recipe.calibration.skip),
-            "digests": {role: digests.of(spec) for role, spec in specs.items() if spec},
+            "digests": {role: digests.named(spec) for role, spec in specs.items() if spec},
         },
         parents=("export",),
         packages=_SAMPLE_PACKAGES,
+        watch=Watch(tuple(root for spec in specs.values() for root in digests.places(spec)), by_name=False),
         timeout_s=recipe.export.timeout_s,
         facts={role: spec for role, spec in specs.items() if spec},
     )

@@ -9,6 +9,7 @@ What is told does not depend on which of two steps was faster: the ends of steps
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -22,8 +23,9 @@ from typing import Any, Literal
 from deploykit.errors import BusyError, DeploykitError, RecipeError
 from deploykit.pipeline.child import Children, Request, reproduce_command, run_in_child
 from deploykit.pipeline.plan import follow_up, measuring
+from deploykit.pipeline.reads import Reads
 from deploykit.pipeline.step import Step
-from deploykit.pipeline.store import Artifact, Store
+from deploykit.pipeline.store import Artifact, Found, Store
 from deploykit.recipe import Recipe
 from deploykit.runtime.hardware import usable_cores
 from deploykit.runtime.memory import available
@@ -167,16 +169,17 @@ class _Schedule:
         """The step's artefact from the store or made, or why it cannot be; in a thread of its own."""
         key = step.key([artifact.digest for artifact in parents.values()])
         with self._locked(key):
-            artifact = self._store.find(key) if step.reusable else None
-            if artifact is not None:
-                return artifact, Event(step.name, "reused")
+            found = self._store.look(key) if step.reusable else Found(None, "")
+            if found.artifact is not None:
+                return found.artifact, Event(step.name, "reused")
             self._tell(Event(step.name, "started", note=step.describe()))
             begun = time.perf_counter()
             try:
                 made = _make(step, key, parents, self._store, self._children, threads)
             except DeploykitError as error:
                 return error, Event(step.name, "failed", time.perf_counter() - begun, error.message)
-            notes = "; ".join(made.metadata.get("notes", ()))
+            again = [f"made again: {found.why}"] if found.why else []
+            notes = "; ".join([*again, *made.metadata.get("notes", ())])
             return made, Event(step.name, "done", time.perf_counter() - begun, notes)
 
     @contextmanager
@@ -233,11 +236,22 @@ def _make(
             options=dict(step.options),
             inputs={name: str(artifact.path) for name, artifact in parents.items()},
             out=str(work / "out"),
+            watch=None if step.watch is None else vars(step.watch),
         )
         with _kept_failure(store, step, key, work):
             metadata = run_in_child(request, work, step.timeout_s, children, threads)
         digests = tuple(artifact.digest for artifact in parents.values())
-        return store.commit(key, step.kind, work / "out", metadata, digests)
+        return store.commit(key, step.kind, work / "out", metadata, digests, _reads(step, work))
+
+
+def _reads(step: Step, work: Path) -> Reads | None:
+    """What the child left of it; what nobody could know is something that never is the same again."""
+    if step.watch is None:
+        return None
+    try:
+        return Reads.from_json(json.loads((work / "reads.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return Reads(files={"what came over the network": (0, "")})
 
 
 @contextmanager

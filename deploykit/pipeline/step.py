@@ -13,6 +13,16 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What a step reads beside its parents' artefacts: ``roots`` are the folders of its source or of its data, as far
+    as they are known, ``by_name`` whether what lies there is looked for by name (`deploykit.pipeline.observe`).
+    """
+
+    roots: tuple[str, ...] = ()
+    by_name: bool = True
+
+
+@dataclass(frozen=True)
 class Step:
     """One arrow of the data flow.
 
@@ -20,7 +30,8 @@ class Step:
     child process; ``parents`` are the names of the steps whose artefacts it reads. ``packages`` and ``hardware`` enter
     the key where the result depends on them. ``reusable`` False: made anew each time. ``required`` False: when it
     fails, the steps that need it are skipped and the others go on. ``alone``: it measures times, or runs an engine that
-    takes all cores for itself, so nothing runs beside it.
+    takes all cores for itself, so nothing runs beside it. ``watch``: it reads more than its parents' artefacts; what
+    that was is kept with the artefact, which is reused while it is the same.
     """
 
     name: str
@@ -33,6 +44,7 @@ class Step:
     reusable: bool = True
     required: bool = True
     alone: bool = False
+    watch: Watch | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property

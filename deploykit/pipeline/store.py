@@ -3,6 +3,8 @@
 ::
 
     ROOT/artifacts/<key>/        the files of one artefact and artifact.json
+    ROOT/artifacts/<key>-<reads> the same of a step that reads more than artefacts, for what it read
+    ROOT/digests.txt             digests of files, so that gigabytes are read once
     ROOT/locks/<key>.lock        held while somebody makes it
     ROOT/tmp/                    unfinished work; removed by the next run that finds its owner gone
     ROOT/failed/<step>-<key>/    request and log of a step that failed, to reproduce it
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import BusyError, DiskError
+from deploykit.pipeline.reads import Digests, Reads, sha256
 
 RECORD = "artifact.json"
 
@@ -48,22 +51,54 @@ def default_root() -> Path:
     return Path(cache) / "deploykit" / "store"
 
 
+@dataclass(frozen=True)
+class Found:
+    """An artefact, or None; ``why`` says why one that is there is not taken."""
+
+    artifact: Artifact | None
+    why: str
+
+
 class Store:
     """Finds and writes artefacts under ``root``; safe for several processes at once."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or default_root()).absolute()
+        self._digests = Digests(self.root / "digests.txt")
 
     def find(self, key: str) -> Artifact | None:
-        """The artefact of that key when it is there and none of its files is missing or of another size."""
-        folder = self.root / "artifacts" / key
+        """The artefact of that key when it is there, whole, and what its step read is as it was."""
+        return self.look(key).artifact
+
+    def look(self, key: str) -> Found:
+        """As `find`; where there is an artefact that cannot be taken, with the reason."""
+        place, why = self.root / "artifacts", ""
+        for folder in (place / key, *sorted(place.glob(f"{key}-*"))):
+            found = self._take(folder)
+            if found.artifact is not None:
+                return found
+            why = why or found.why
+        return Found(None, why)
+
+    def _take(self, folder: Path) -> Found:
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            if any((folder / name).stat().st_size != size for name, size in record["files"].items()):
-                return None
-        except (OSError, ValueError, KeyError):
-            return None
-        return Artifact(record["kind"], folder, record["digest"], record["metadata"], tuple(record["parents"]))
+            damaged = [name for name, entry in record["files"].items() if not self._is_whole(folder / name, *entry)]
+            changed = Reads.from_json(record["reads"]).changed(self._digests.of) if record["reads"] else ""
+            artifact = Artifact(record["kind"], folder, record["digest"], record["metadata"], tuple(record["parents"]))
+        except FileNotFoundError:
+            return Found(None, "")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return Found(None, "the record of the stored result is damaged")
+        if damaged:
+            return Found(None, f"the stored result is damaged: {damaged[0]}")
+        return Found(None, changed) if changed else Found(artifact, "")
+
+    def _is_whole(self, path: Path, size: int, digest: str) -> bool:
+        try:
+            return path.stat().st_size == size and self._digests.of(path) == digest
+        except OSError:
+            return False
 
     @contextmanager
     def lock(self, name: str, *, wait: bool, what: str = "") -> Iterator[None]:
@@ -90,16 +125,23 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def commit(
-        self, key: str, kind: str, work: Path, metadata: Mapping[str, Any], parents: tuple[str, ...]
+        self,
+        key: str,
+        kind: str,
+        work: Path,
+        metadata: Mapping[str, Any],
+        parents: tuple[str, ...],
+        reads: Reads | None = None,
     ) -> Artifact:
-        """Make the finished folder ``work`` the artefact of ``key``."""
-        digests = {name: _sha256(work / name) for name in _files(work)}
+        """Make the finished folder ``work`` the artefact of ``key``, while what its step read is as in ``reads``."""
+        digests = {name: sha256(work / name) for name in _files(work)}
         facts = {name: value for name, value in metadata.items() if name != "run"}  # how long it took is no content
         digest = hashlib.sha256(json.dumps([digests, facts], sort_keys=True).encode()).hexdigest()
-        sizes = {name: (work / name).stat().st_size for name in digests}
-        folder = self._folder("artifacts") / key
+        entries = {name: ((work / name).stat().st_size, found) for name, found in digests.items()}
+        folder = self._folder("artifacts") / (key if reads is None else f"{key}-{reads.digest[:12]}")
         artifact = Artifact(kind, folder, digest, metadata, parents)
-        record = {**asdict(artifact), "path": key, "files": sizes}
+        kept = None if reads is None else reads.to_json()
+        record = {**asdict(artifact), "path": folder.name, "files": entries, "reads": kept}
         (work / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -149,11 +191,6 @@ def disk_errors(what: str) -> Iterator[None]:
 
 def _files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _alive(pid: int) -> bool:

@@ -61,8 +61,9 @@ class Options:
 class Identity:
     """What decides the result of opening a source, found without loading it.
 
-    ``digest`` None: the source cannot be identified (a Python factory may load anything), so its export is never taken
-    from the store. ``location`` is the local folder or file, or the spec itself.
+    ``digest`` is for people and for whoever opens the source again; None where it cannot be known beforehand (a Python
+    factory may load anything). The store does not rely on it: it looks at what was read (`deploykit.pipeline.reads`).
+    ``location`` is the local folder or file, or the spec itself.
     """
 
     kind: str

@@ -131,10 +131,15 @@ def deciding_files(folder: Path, parts: Iterable[str] = ()) -> list[Path]:
     """Every file that decides the vectors: configs, tokenizers and weights of the folder and of its ``parts``."""
     files = set(weight_files(folder))
     for place in (folder, *(folder / part for part in parts)):
-        files |= {p for p in place.iterdir() if p.is_file() and p.suffix in _DECIDING}
+        files |= {p for p in place.iterdir() if p.is_file() and p.suffix in _DECIDING and not is_report(p)}
         if place != folder:
             files |= {p for p in place.iterdir() if p.name in _SINGLE}
     return sorted(files)
+
+
+def is_report(path: Path) -> bool:
+    """Whether it is a report of ours, which may stand beside its source and decides nothing."""
+    return path.name.endswith((".report.json", ".report.md", ".report.html"))
 
 
 def digest_of(files: Iterable[Path]) -> str:
@@ -186,5 +191,5 @@ def license_name(folder: Path) -> str | None:
 
 def license_file(folder: Path) -> Path | None:
     """The licence text that lies in the folder."""
-    found = sorted(p for p in folder.iterdir() if p.is_file() and p.stem.upper() in ("LICENSE", "LICENCE", "COPYING"))
+    found = sorted(p for p in folder.iterdir() if p.stem.upper() in ("LICENSE", "LICENCE", "COPYING") and p.is_file())
     return found[0] if found else None

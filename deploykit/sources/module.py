@@ -28,7 +28,7 @@ def matches(spec: str) -> bool:
 
 
 def identify(spec: str, options: Options) -> Identity:
-    """No digest: a factory may load anything, so nothing made from it is taken from a store."""
+    """No digest: a factory may load anything. What it does read is seen when it runs (`deploykit.pipeline.observe`)."""
     _split(spec)
     return Identity(KIND, spec, None, {"name": spec.removeprefix(_PREFIX)})
 

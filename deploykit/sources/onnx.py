@@ -7,6 +7,7 @@ Pooling, truncation and normalisation that are asked for are appended to the gra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -50,13 +51,21 @@ def identify(spec: str, options: Options) -> Identity:
     """Digest of the model, its external data and the JSON files of its preprocessing."""
     path = _require_file(spec)
     home = _home(path)
-    beside = [p for p in home.glob("*.json") if p.is_file()]
-    data = [p for p in path.parent.glob(f"{path.stem}*data*") if p.is_file()]
-    own = _folder.identity(KIND, path, {path, *data}, options, {"name": path.stem})
+    beside = [p for p in home.glob("*.json") if p.is_file() and not _folder.is_report(p)]
+    own = _folder.identity(KIND, path, {path, *_weights_of(path)}, options, {"name": path.stem})
     if not beside:
         return own
     around = _folder.identity(KIND, home, beside, options, {"model": own.digest})
     return Identity(KIND, str(path), around.digest, own.facts)
+
+
+def _weights_of(path: Path) -> list[Path]:
+    """The files of its external data, of whatever name; none of a model that cannot be read, which `open` refuses."""
+    from deploykit.graph.weights import external_files
+
+    with suppress(Exception):
+        return external_files(path)
+    return []
 
 
 def open(spec: str, options: Options) -> Source:

@@ -65,7 +65,9 @@ def identify(spec: str, options: Options) -> Identity:
     """Digest of every module's config and weights, and of the tokenizer."""
     folder = _folder.require_folder(spec)
     modules = read_modules(folder)
-    files = set(_folder.deciding_files(modules[0].folder)) | set(folder.glob("*.json"))
+    files = set(_folder.deciding_files(modules[0].folder)) | {
+        p for p in folder.glob("*.json") if not _folder.is_report(p)
+    }
     for module in modules[1:]:
         files |= {p for p in module.folder.glob("*") if p.suffix in (".json", ".safetensors", ".bin")}
     return _folder.identity(KIND, folder, files, options, _folder.folder_facts(folder))

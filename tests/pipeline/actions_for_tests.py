@@ -60,3 +60,9 @@ def wait_for(options, inputs, out):
 def tell(options, inputs, out):
     """`last`, and the options that came."""
     return {**last({}, inputs, out), "told": dict(options)}
+
+
+def read(options, inputs, out):
+    """Take over the text of a file that is no parent's."""
+    (out / "text.txt").write_text(Path(options["file"]).read_text())
+    return {}

@@ -1,6 +1,7 @@
 """The runner, with small actions in place of the real ones; the real plan is run in tests/test_export.py."""
 
 import json
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from deploykit.errors import BusyError, RecipeError, SourceError
 from deploykit.pipeline.plan import Plan
 from deploykit.pipeline.run import run, status
-from deploykit.pipeline.step import Step
+from deploykit.pipeline.step import Step, Watch
 from deploykit.pipeline.store import Store
 from deploykit.recipe import Recipe
 from deploykit.sources import Identity
@@ -116,3 +117,36 @@ def test_an_unknown_step_names_the_nearest(make_plan, store):
     with pytest.raises(RecipeError, match="no step 'exprot'") as caught:
         run(make_plan(step("export", text="a")), until="exprot", store=store)
     assert "'export'" in caught.value.hint
+
+
+def test_a_step_is_redone_when_what_it_read_has_changed_and_not_for_anything_else(make_plan, store, tmp_path):
+    source, follow = tmp_path / "source.txt", step("lower:fp32", "write", "export", text="b")
+    source.write_text("one")
+    read = Step("export", "actions_for_tests:read", {"file": str(source)}, watch=Watch((str(tmp_path),)))
+    plan = make_plan(read, follow)
+    assert states(plan, store, "lower")[0] == {"export": "done", "lower:fp32": "done"}
+    (tmp_path / "m.report.json").write_text("{}")
+    source.touch()
+    assert states(plan, store, "lower")[0] == {"export": "reused", "lower:fp32": "reused"}
+    source.write_text("two")
+    assert [there for _, there in status(plan, store)] == [False, False]
+    events = []
+    run(plan, until="lower", on_event=events.append, store=store)
+    assert [f"made again: {source} changed" in event.note for event in events if event.state == "done"] == [True, False]
+    source.write_text("one")  # what was made of it first is still there
+    assert states(plan, store, "lower")[0] == {"export": "reused", "lower:fp32": "reused"}
+
+
+def test_a_flipped_byte_of_a_stored_artefact_is_noticed_and_told(make_plan, store):
+    plan = make_plan(step("export", text="a"))
+    states(plan, store, "export")
+    path = next(store.root.glob("artifacts/*/text.txt"))
+    times = path.stat()
+    path.write_text("b")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    events = []
+    run(plan, until="export", on_event=events.append, store=store)
+    assert [(event.state, event.note) for event in events][-1] == (
+        "done", "made again: the stored result is damaged: text.txt",
+    )  # fmt: skip
+    assert path.read_text() == "a"
