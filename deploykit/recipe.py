@@ -37,6 +37,7 @@ Section = TypeVar("Section", "CalibrationSection", "EvaluationSection")
 OPSETS = range(18, 24)
 _COUNTS = {"max_length": "tokens", "fixed_length": "tokens", "dim": "the numbers of a vector"}
 AUTO = "auto"
+NO_BUDGET = "none"
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,20 @@ class EvaluationSection:
 
 @dataclass(frozen=True)
 class BudgetSection:
-    """What a variant may lose and must gain (`deploykit.budget`), and the workload whose time decides."""
+    """What a variant may lose and must gain (`deploykit.budget`), and the workload whose time decides.
 
-    limits: str = ""
+    ``limits`` none: no budget. ``undecided`` is what becomes of a variant that was asked for by name, and whose drift
+    too few evaluation inputs leave undecided though it lies inside: ``keep`` hands it over and says that it was not
+    judged, which is how the default budget is meant; a budget that somebody wrote refuses it unless told otherwise.
+    """
+
+    limits: str = "standard"
+    undecided: Literal["keep", "refuse"] = "keep"
     workload: Literal["batch", "single"] = "batch"
 
     def parsed(self) -> Budget:
-        """The limits; none where there is no budget."""
-        return Budget.parse(self.limits) if self.limits.strip() else Budget(())
+        """The limits; empty where there is no budget."""
+        return Budget(()) if self.limits.strip() == NO_BUDGET else Budget.parse(self.limits)
 
 
 @dataclass(frozen=True)
@@ -288,7 +295,11 @@ def _data_from_base(spec: str, base: Path | None) -> str:
 
 
 def _budget(data: Mapping[str, Any], where: str) -> BudgetSection:
-    section = settings.read(BudgetSection, data, f"{where}: [budget]")
+    written = {"undecided": "refuse"} if "limits" in data else {}
+    section = settings.read(BudgetSection, {**written, **data}, f"{where}: [budget]")
+    if not section.limits.strip():
+        hint = f'write limits = "{NO_BUDGET}" for no budget; without [budget] it is "{BudgetSection.limits}"'
+        raise RecipeError(f"{where}: [budget] limits is empty", hint=hint)
     for limit in section.parsed().only(["drift"]).limits:  # a fault is told now, not after minutes of work
         if limit.relative:
             raise RecipeError(

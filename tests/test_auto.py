@@ -54,7 +54,7 @@ def test_auto_hands_over_one_variant_a_target_and_tells_of_all(model, texts, tmp
 
 
 def test_calibration_and_drift_are_in_the_evidence(model, texts, tmp_path):
-    bundle = export(model, texts, tmp_path, precisions=["int8"])
+    bundle = export(model, texts, tmp_path, precisions=["int8"], budget="none")
     variant = bundle.manifest.variant("onnxruntime-int8")
     samples = bundle.manifest.provenance["samples"]
     assert samples["calibration"]["data"] == "texts.txt"
@@ -74,7 +74,7 @@ def test_what_breaks_the_budget_is_not_handed_over(model, texts, tmp_path):
 
 
 def test_when_whole_int8_drifts_too_much_a_part_goes_back_to_float(model, texts, tmp_path):
-    whole = export(model, texts, tmp_path, precisions=["int8"]).manifest.variant("onnxruntime-int8")
+    whole = export(model, texts, tmp_path, precisions=["int8"], budget="none").manifest.variant("onnxruntime-int8")
     limit = 0.7 * whole.drift["terms"]["drift"]
     bundle = export(model, texts, tmp_path, precisions=["int8"], budget=f"drift<={limit:.6f}")
     partial = bundle.manifest.variant("onnxruntime-int8-partial")

@@ -63,7 +63,7 @@ def test_the_encoder_gives_the_vectors_of_the_model(exported):
 
 def test_the_default_variant_is_one_that_passed(exported):
     _, _, bundle = exported
-    with deploykit.load(bundle.root) as encoder:
+    with deploykit.load(bundle.root, select="manifest") as encoder:
         assert encoder.variant.name == bundle.manifest.default
 
 

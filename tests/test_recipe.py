@@ -170,3 +170,28 @@ def test_a_change_of_the_drift_is_the_gates():
     with pytest.raises(RecipeError, match=r"\[budget\] drift<=\+20% limits") as caught:
         Recipe.from_data({"source": {"model": "m"}, "budget": {"limits": "drift<=+20%"}})
     assert "gate" in caught.value.hint
+
+
+def budget_of(**given):
+    return Recipe.from_data({"source": {"model": "m"}, **({"budget": given} if given else {})})
+
+
+def test_the_standard_budget_holds_unless_told_otherwise_and_says_what_it_cannot_judge():
+    recipe = budget_of()
+    assert (recipe.budget.limits, recipe.budget.undecided) == ("standard", "keep")
+    assert str(recipe.budget.parsed()) == "drift<=0.01 p1>=0.975 task<=0.5"
+    assert 'limits = "standard"' in recipe.to_toml()
+    assert Recipe.from_text(recipe.to_toml()) == recipe
+
+
+def test_a_budget_that_was_written_refuses_what_it_cannot_judge():
+    recipe = budget_of(limits="standard")
+    assert recipe.budget.undecided == "refuse"
+    assert Recipe.from_text(recipe.to_toml()) == recipe
+
+
+def test_no_budget_is_none_and_an_empty_one_a_mistake():
+    assert budget_of(limits="none").budget.parsed().limits == ()
+    with pytest.raises(RecipeError, match="limits is empty") as caught:
+        budget_of(limits=" ")
+    assert 'limits = "none"' in caught.value.hint

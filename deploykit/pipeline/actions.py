@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from deploykit.pipeline import child, selftest_data, variants
 from deploykit.pipeline.samples import CALIBRATION
 from deploykit.pipeline.variants import Spec, artifact_of, read_card, target_of
 from deploykit.precisions import Task
-from deploykit.runtime.manifest import to_json
+from deploykit.runtime.manifest import BATCH_DEPENDENT, to_json
 
 Options = Mapping[str, Any]
 Inputs = Mapping[str, Path]
@@ -63,7 +64,7 @@ def lower(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     facts: dict[str, Any] = module.lower(
         _task(options["form"], inputs), settings.read(module.Options, options["options"], options["precision"]), out
     )
-    return facts
+    return facts | ({BATCH_DEPENDENT: True} if getattr(module, "BATCH_DEPENDENT", False) else {})
 
 
 def compile_variant(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -91,6 +92,7 @@ def search(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
 def measure(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Latency of every variant that passed and runs here, interleaved in this one process."""
     from deploykit.measure import latency
+    from deploykit.runtime.busy import Meter
     from deploykit.runtime.further import embedding_alone
 
     card = embedding_alone(read_card(inputs["export"]))  # as a loaded encoder runs it
@@ -100,13 +102,14 @@ def measure(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
         if variants.ran_here(name, inputs)
     ]
     feeds = selftest_data.latency_feeds(card, inputs["export"])
-    return {"latency": latency.compare(loaded, card, feeds)}
+    meter = Meter()
+    found = latency.compare(loaded, card, feeds)
+    busy = meter.read()
+    return {"latency": found, "busy": None if busy is None else asdict(busy)}
 
 
 def selftest(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Run the self-test of the bundle at ``options["bundle"]``: one row per variant."""
-    from dataclasses import asdict
-
     from deploykit.runtime.bundle import Bundle
     from deploykit.runtime.selftest import selftest as run_selftest
 

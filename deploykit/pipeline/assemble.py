@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ from deploykit.measure import fingerprint
 from deploykit.pipeline import selftest_data
 from deploykit.pipeline.child import Request, run_in_child
 from deploykit.pipeline.decide import Decided
+from deploykit.pipeline.default import Default, default_of
 from deploykit.pipeline.plan import Plan
 from deploykit.pipeline.step import code_digest
 from deploykit.pipeline.store import Artifact, Store
 from deploykit.pipeline.variants import read_card
 from deploykit.runtime.bundle import PORTABLE_PATH, Bundle
+from deploykit.runtime.busy import Busy
 from deploykit.runtime.manifest import Manifest, SelfTest, Variant, to_json
 from deploykit.runtime.tensorrt.build import SCHEMA as ENGINE_SCHEMA
 
@@ -42,6 +43,12 @@ class Assembled:
     def variants(self) -> tuple[dict[str, Any], ...]:
         """The variants as plain data."""
         return tuple(to_json(variant) for variant in self.manifest.variants)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where there are several variants: which is the default, why, and whether that is settled."""
+        found = self.manifest.provenance.get("default")
+        return (Default(**found).note,) if found and len(self.manifest.variants) > 1 else ()
 
 
 def bundle(plan: Plan, decided: Decided, output: Path, store: Store) -> Assembled:
@@ -81,9 +88,12 @@ def _contents(plan: Plan, decided: Decided, build: str) -> Contents:
     artifacts = decided.artifacts
     exported = artifacts["export"]
     card = read_card(exported.path)
-    measured = artifacts["measure"].metadata["latency"] if "measure" in artifacts else {}
+    measure = artifacts["measure"].metadata if "measure" in artifacts else {}
+    measured = measure.get("latency", {})
     passed = [name.partition(":")[2] for name in artifacts if name.startswith("verify:")]
     variants = [_variant(name, artifacts, measured.get(name, {})) for name in passed]
+    busy = Busy(**measure["busy"]) if measure.get("busy") else None
+    default = default_of([variant for variant, _ in variants], busy)
     bounds = {variant.name: variant.proof["tolerance"]["cosine"] for variant, _ in variants}
     return Contents(
         card=card,
@@ -91,7 +101,7 @@ def _contents(plan: Plan, decided: Decided, build: str) -> Contents:
         variants=variants,
         files=_bundle_files(exported.path),
         selftest=SelfTest(selftest_data.inputs_name(card), REFERENCE, bounds),
-        default=_fastest({name: measured[name] for name in passed if name in measured}),
+        default="" if default is None else default.variant,
         refused=decided.refused,
         candidates=decided.candidates,
         provenance={
@@ -104,6 +114,7 @@ def _contents(plan: Plan, decided: Decided, build: str) -> Contents:
             },
             "export": {key: exported.metadata[key] for key in ("exporter", "proof", "notes")},
             **_samples_facts(artifacts),
+            **({} if default is None else {"default": default.to_json()}),
             "machine": fingerprint.machine(),
             "software": fingerprint.software(),
         },
@@ -201,16 +212,6 @@ def _bundle_files(folder: Path) -> dict[str, Path]:
         name: path for name, path in files.items() if name not in _OWN_FILES and not name.startswith("model.onnx")
     }
     return weights | others
-
-
-def _fastest(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """The variant with the lowest geometric mean of its median times over the workloads; empty when none has any."""
-
-    def mean(name: str) -> float:
-        rows = [row for row in measured[name].values() if isinstance(row, Mapping)]
-        return sum(math.log(row["p50_ms"]) for row in rows) / len(rows)
-
-    return min(measured, key=mean, default="")
 
 
 def _selftest(folder: Path, store: Store) -> None:

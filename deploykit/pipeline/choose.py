@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deploykit.drift import Drift
 
 REFERENCE_PRECISION = "fp32"
+NOT_JUDGED = "not judged"
 DRIFT_TERMS = ("drift", "p1", "task")
 #: What an export measures; the other terms need a benchmark.
 MEASURED = (*DRIFT_TERMS, "p50", "throughput", "size")
@@ -26,8 +27,9 @@ class Candidate:
     """A variant that was built and passed its proof.
 
     ``figures`` are in the units of `deploykit.budget.TERMS`; ``low_ms`` and ``high_ms`` bound the median time.
-    ``faults`` are sentences about drift that is outside the budget or cannot be told to be inside. ``asked`` False: it
-    was built to compare with, or by ``auto``. ``ran`` False: its device is not here, and only its numbers were checked.
+    ``faults`` are sentences about drift that is outside the budget, ``unsure`` about drift that lies inside and that
+    too few inputs leave undecided. ``asked`` False: it was built to compare with, or by ``auto``. ``ran`` False: its
+    device is not here, and only its numbers were checked. ``batch_dependent``: a vector changes with its batch.
     """
 
     name: str
@@ -39,7 +41,9 @@ class Candidate:
     asked: bool
     partial: bool = False
     faults: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
     ran: bool = True
+    batch_dependent: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,18 @@ class Choice:
         return tuple(decision.candidate.name for decision in self.decisions if decision.kept)
 
 
-def drift_faults(drift: Drift, budget: Budget) -> tuple[str, ...]:
-    """Why a drift is not inside the limits that the budget sets it; empty where it is, or where there are none.
+@dataclass(frozen=True)
+class DriftFaults:
+    """Sentences: ``outside`` on the limits that were missed, ``unsure`` on those that are kept as far as so few inputs
+    can tell.
+    """
+
+    outside: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
+
+
+def drift_faults(drift: Drift, budget: Budget) -> DriftFaults:
+    """Why a drift is not inside the limits that the budget sets it; nothing where it is, or where there are none.
 
     A limit on what the data cannot show (``task`` without labels) counts only where nothing else was measured either.
     """
@@ -81,10 +95,22 @@ def drift_faults(drift: Drift, budget: Budget) -> tuple[str, ...]:
 
     limited = budget.only(DRIFT_TERMS)
     if not limited.limits:
-        return ()
+        return DriftFaults()
     judged = verdict(drift, limited)
-    missed = tuple(term.sentence for term in judged.terms if term.status not in ("PASS", "NOT MEASURED"))
-    return () if judged.status == "PASS" else missed or tuple(term.sentence for term in judged.terms)
+    if judged.status == "PASS":
+        return DriftFaults()
+    limits = {limit.text: limit for limit in limited.limits}
+    terms = [term for term in judged.terms if term.status not in ("PASS", "NOT MEASURED")]
+    if not terms:
+        return DriftFaults(unsure=tuple(term.sentence for term in judged.terms))
+    inside = [
+        term.status == "INCONCLUSIVE" and term.measured is not None and limits[term.limit].holds(term.measured)
+        for term in terms
+    ]
+    told = list(zip(terms, inside, strict=True))
+    return DriftFaults(
+        tuple(term.sentence for term, holds in told if not holds), tuple(term.sentence for term, holds in told if holds)
+    )
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget, *, auto: bool) -> Choice:
@@ -104,7 +130,8 @@ def _of_target(candidates: Sequence[Candidate], budget: Budget, auto: bool) -> l
     baseline = next((c.figures for c in candidates if c.precision == REFERENCE_PRECISION), None)
     faults = {c.name: _faults(c, budget, baseline) for c in candidates}
     inside = [c for c in candidates if not faults[c.name]]
-    best = _best(inside) if auto else None
+    judged = [c for c in inside if not c.unsure]
+    best = _best(judged) if auto else None
     partial_inside = {c.precision for c in inside if c.partial}
     decisions = []
     for c in candidates:
@@ -113,20 +140,27 @@ def _of_target(candidates: Sequence[Candidate], budget: Budget, auto: bool) -> l
             refused = c.asked and c.precision not in partial_inside
             decisions.append(Decision(c, False, "; ".join(faults[c.name]), refused))
         elif best is not None and c.name == best.name:
-            decisions.append(Decision(c, True, _why_best(c, inside)))
+            decisions.append(Decision(c, True, _why_best(c, judged)))
+        elif c.unsure:
+            decisions.append(Decision(c, c.asked or (c.partial and not auto), f"{NOT_JUDGED}: {' '.join(c.unsure)}"))
         elif c.asked:
             decisions.append(Decision(c, True, "asked for, and inside the budget" if budget.limits else "asked for"))
         elif c.partial and not auto:
             decisions.append(Decision(c, True, "inside the budget, in the place of the whole"))
-        elif auto and not c.ran:
-            decisions.append(Decision(c, True, "inside the budget; not timed, as its device is not here"))
-        elif auto and "p50" not in c.figures:
-            decisions.append(Decision(c, False, "inside the budget, and was not timed"))
-        elif best is not None:
-            decisions.append(Decision(c, False, _why_not(c, best, inside)))
         else:
-            decisions.append(Decision(c, False, "built to compare with"))
+            decisions.append(_of_unasked(c, best, judged, auto))
     return decisions
+
+
+def _of_unasked(c: Candidate, best: Candidate | None, judged: Sequence[Candidate], auto: bool) -> Decision:
+    """A candidate inside the budget that ``auto`` made, or that was made to compare with; ``best`` is another."""
+    if auto and not c.ran:
+        return Decision(c, True, "inside the budget; not timed, as its device is not here")
+    if auto and "p50" not in c.figures:
+        return Decision(c, False, "inside the budget, and was not timed")
+    if best is not None:
+        return Decision(c, False, _why_not(c, best, judged))
+    return Decision(c, False, "built to compare with")
 
 
 def _faults(candidate: Candidate, budget: Budget, baseline: Mapping[str, float] | None) -> list[str]:
@@ -137,7 +171,11 @@ def _faults(candidate: Candidate, budget: Budget, baseline: Mapping[str, float] 
 
 
 def _best(inside: Sequence[Candidate]) -> Candidate | None:
-    """The fastest; of those that the clock cannot tell apart from it, the one that drifts least."""
+    """The fastest; of those that the clock cannot tell apart from it, the one that drifts least.
+
+    One whose vectors change with their batch is taken only where nothing else is inside.
+    """
+    inside = [c for c in inside if not c.batch_dependent] or inside
     return min(_fastest(inside), key=lambda c: (c.figures.get("drift", 0.0), c.figures["p50"]), default=None)
 
 
@@ -148,6 +186,7 @@ def _fastest(inside: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _why_best(best: Candidate, inside: Sequence[Candidate]) -> str:
+    inside = [c for c in inside if c.batch_dependent == best.batch_dependent]
     others = [c for c in inside if c is not best and "p50" in c.figures]
     if not others:
         return "the only one inside the budget"
@@ -160,6 +199,9 @@ def _why_best(best: Candidate, inside: Sequence[Candidate]) -> str:
 
 
 def _why_not(candidate: Candidate, best: Candidate, inside: Sequence[Candidate]) -> str:
+    if candidate.batch_dependent and not best.batch_dependent:
+        return f"inside the budget, and its vectors change with their batch: {best.name} is taken"
+    inside = [c for c in inside if c.batch_dependent == best.batch_dependent]
     equal = _fastest(inside)
     if candidate in equal:
         more = ", and drifts more" if _drifts_more(candidate, best) else ""

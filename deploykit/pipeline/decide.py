@@ -10,20 +10,33 @@ from typing import Any
 from deploykit.budget import Budget
 from deploykit.drift import Drift
 from deploykit.errors import CheckError
-from deploykit.pipeline.choose import DRIFT_TERMS, REFERENCE_PRECISION, Candidate, Choice, choose, drift_faults
+from deploykit.pipeline.choose import (
+    DRIFT_TERMS,
+    REFERENCE_PRECISION,
+    Candidate,
+    Choice,
+    DriftFaults,
+    choose,
+    drift_faults,
+)
 from deploykit.pipeline.store import Artifact
 from deploykit.recipe import AUTO, Recipe
+from deploykit.runtime.manifest import BATCH_DEPENDENT
 
 Artifacts = Mapping[str, Artifact]
 
 
 @dataclass(frozen=True)
 class Decided:
-    """What goes into the bundle: the artefacts without those of variants that were not taken, and a row for each."""
+    """What goes into the bundle: the artefacts without those of variants that were not taken, and a row for each.
+
+    ``notes`` are sentences for the user on variants that are handed over and were not judged.
+    """
 
     artifacts: dict[str, Artifact]
     refused: tuple[dict[str, Any], ...]
     candidates: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...] = ()
 
 
 def decide(recipe: Recipe, artifacts: Artifacts, refused: Sequence[dict[str, Any]]) -> Decided:
@@ -40,7 +53,17 @@ def decide(recipe: Recipe, artifacts: Artifacts, refused: Sequence[dict[str, Any
     dropped = {f"{kind}:{name}" for kind in ("compile", "verify") for name in gone}
     kept = {name: item for name, item in artifacts.items() if name not in dropped}
     still, lost = _failures(recipe, refused, choice)
-    return Decided(kept, (*still, *over), (*rows, *lost))
+    return Decided(kept, (*still, *over), (*rows, *lost), _not_judged(recipe, choice))
+
+
+def _not_judged(recipe: Recipe, choice: Choice) -> tuple[str, ...]:
+    """What is handed over though nothing decided whether it is inside the budget, and what would decide it."""
+    return tuple(
+        f"{d.candidate.name} was not judged by the budget '{recipe.budget.limits}': {' '.join(d.candidate.unsure)} "
+        "More inputs decide it (--evaluation FILE); --budget none says that none is wanted"
+        for d in choice.decisions
+        if d.kept and d.candidate.unsure
+    )
 
 
 class BudgetError(CheckError):
@@ -50,7 +73,8 @@ class BudgetError(CheckError):
         reasons = "; ".join(f"{row['variant']}: {row['reason']}" for row in rows)
         super().__init__(
             f"nothing is inside the budget '{budget}' ({reasons})",
-            hint="widen the budget, or give more calibration data; no bundle was written",
+            hint="widen the budget (--budget none: no budget at all), or give more calibration data and more inputs to "
+            "judge by (--calibration, --evaluation); no bundle was written",
         )
         self.rows = (*rows, *tried)
 
@@ -83,16 +107,12 @@ def _candidate(
     figures: dict[str, float] = {"size": float(_bytes(artifacts, name))}
     if row:
         figures |= {"p50": row["p50_ms"], "throughput": 1000 * row["shape"][0] / row["p50_ms"]}
-    limited = budget.only(DRIFT_TERMS)
-    faults: tuple[str, ...] = ()
-    if verified["drift"]:
-        drift = Drift.from_json(verified["drift"])
-        figures |= drift.terms
-        # The reference judged by itself has nothing to prove, however few the inputs are.
-        if compiled["precision"] != REFERENCE_PRECISION:
-            faults = drift_faults(drift, limited)
-    elif limited.limits:
-        faults = ("its drift could not be measured: there is no evaluation data",)
+    drift = Drift.from_json(verified["drift"]) if verified["drift"] else None
+    figures |= drift.terms if drift else {}
+    found = _drift_faults(drift, compiled["precision"], budget)
+    faults, unsure = found.outside, found.unsure
+    if recipe.budget.undecided == "refuse":
+        faults, unsure = (*faults, *unsure), ()
     searched = artifacts[f"search:{name}"].metadata if f"search:{name}" in artifacts else {}
     if faults and searched.get("nothing"):
         faults = (*faults, searched["nothing"])
@@ -106,8 +126,20 @@ def _candidate(
         asked=compiled["precision"] in recipe.variants.precisions and not _is_partial(name),
         partial=_is_partial(name),
         faults=faults,
+        unsure=unsure,
+        batch_dependent=bool(compiled["lowered"].get(BATCH_DEPENDENT)),
         ran="checked_on" not in verified["proof"],
     )
+
+
+def _drift_faults(drift: Drift | None, precision: str, budget: Budget) -> DriftFaults:
+    """What the budget says of a drift; the reference by itself has nothing to prove, however few the inputs are."""
+    limited = budget.only(DRIFT_TERMS)
+    if precision == REFERENCE_PRECISION or not limited.limits:
+        return DriftFaults()
+    if drift is None:
+        return DriftFaults(unsure=("Its drift could not be measured: there is no evaluation data.",))
+    return drift_faults(drift, limited)
 
 
 def _is_partial(name: str) -> bool:
@@ -148,6 +180,7 @@ def _refusal(variant: str, reason: str) -> dict[str, Any]:
         "step": "budget",
         "error": "BudgetError",
         "reason": reason,
-        "hint": "widen the budget, or take --precision auto",
+        "hint": "give calibration data of your own, widen the budget (--budget none: no budget at all), or take "
+        "--precision auto",
         "exit_code": CheckError.exit_code,
     }

@@ -125,7 +125,9 @@ class Search:
             engine.close()
         if found is None:
             raise CheckError("there is no data to measure drift on", hint="give some with --calibration DATA")
-        trial = Trial(keep, found, not drift_faults(found, self._budget), artifact, engine_settings)
+        faults = drift_faults(found, self._budget)
+        inside = not faults.outside and (not faults.unsure or self._options["undecided"] == "keep")
+        trial = Trial(keep, found, inside, artifact, engine_settings)
         self.trials.append(trial)
         return trial
 

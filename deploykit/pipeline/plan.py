@@ -118,8 +118,8 @@ def measuring(step: Step, names: Sequence[str]) -> Step:
 def _wanted(recipe: Recipe) -> tuple[list[Wanted], list[str]]:
     """The variants that can be built here of those asked for, and a note for each that cannot.
 
-    ``auto`` stands for everything that a target has; a budget needs fp32 to be held against. Raises `RecipeError` for a
-    precision that no chosen target has, `MissingError` if this CPU has no arithmetic for anything that was asked for.
+    ``auto`` stands for everything that a target has; a limit on a change needs fp32 to be held against. Raises
+    `RecipeError` for a precision that no chosen target has, `MissingError` if this CPU has no arithmetic for anything that was asked for.
     """
     supported = {target: registry.module("targets", target).PRECISIONS for target in recipe.variants.targets}
     asked = list(recipe.variants.precisions)
@@ -142,7 +142,7 @@ def _wanted(recipe: Recipe) -> tuple[list[Wanted], list[str]]:
             hint="build it on a machine that has that, or ask for another precision: fp32 runs everywhere",
         )
     notes += [f"{variant.name} is not built here: {reason}" for variant, reason in lacking.items()]
-    if recipe.budget.limits:
+    if any(limit.relative for limit in recipe.budget.parsed().limits):
         found += [variant for variant in everything if variant.precision == REFERENCE_PRECISION]
     kept = [variant for variant in dict.fromkeys(found) if variant not in lacking]
     return sorted(kept, key=lambda variant: list(supported).index(variant.target)), notes
@@ -169,7 +169,7 @@ def _refuse_unmeasured(recipe: Recipe) -> None:
 
 def _needs_samples(recipe: Recipe, wanted: Sequence[Wanted]) -> bool:
     """fp32 that is only proven needs no data; everything else is calibrated on some or judged by some."""
-    given = recipe.calibration.data or recipe.evaluation.data or recipe.budget.limits
+    given = recipe.calibration.data or recipe.evaluation.data
     return bool(given) or any(variant.precision != REFERENCE_PRECISION for variant in wanted)
 
 
@@ -317,6 +317,7 @@ def _search_step(recipe: Recipe, variant: Wanted) -> Step:
             "options": plain(_resolved(module, recipe.options("precisions", variant.precision))),
             "target_options": plain(recipe.targets.get(variant.target)),
             "budget": str(recipe.budget.parsed()),
+            "undecided": recipe.budget.undecided,
             "workload": recipe.budget.workload,
         },
         parents=("export", "samples", f"compile:{variant.name}", f"verify:{variant.name}"),

@@ -73,7 +73,7 @@ def run(
             refused = tuple(state.failures.values())
             return Outcome(refused=refused, notes=plan.notes, seconds=time.perf_counter() - started)
         finished = _finish(plan, state, output, store, on_event)
-    return Outcome(**finished, notes=plan.notes, seconds=time.perf_counter() - started)
+    return Outcome(**finished, seconds=time.perf_counter() - started)
 
 
 def status(plan: Plan, store: Store | None = None) -> list[tuple[Step, bool]]:
@@ -136,6 +136,7 @@ def _finish(plan: Plan, state: State, output: Path, store: Store, on_event: Call
         "variants": built.variants,
         "refused": decided.refused,
         "candidates": decided.candidates,
+        "notes": (*plan.notes, *decided.notes, *built.notes),
         "unchanged": not state.worked and not built.written,
     }
 

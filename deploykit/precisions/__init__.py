@@ -7,6 +7,8 @@ A file ``precisions/NAME.py`` offers
 - ``FORMS``, for targets that want the graph in a form of their own: ``{"tensorrt": "symmetric"}``; a target that is not
   in it gets the form ``""``, and targets of one form share one lowered graph;
 - ``CALIBRATED``, whether `lower` needs ``task.calibration``;
+- ``BATCH_DEPENDENT = True`` where a vector changes with the rest of its batch (left out elsewhere): such a variant is
+  never the default of a bundle while another will do;
 - and the function::
 
     def lower(task: Task, options: Options, out: Path) -> dict[str, Any]

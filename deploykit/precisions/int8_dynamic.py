@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 TOLERANCE = Tolerance(cosine=0.9, relative_error=0.5)
 FORMS: dict[str, str] = {}
 CALIBRATED = False
+BATCH_DEPENDENT = True
 
 _DOMAIN = "com.microsoft"
 _BLOCK = 128

@@ -38,11 +38,12 @@ _MAX_FILES: Final = 200
 
 @dataclass(frozen=True)
 class Stored:
-    """The content of one file."""
+    """The content of one file. ``provisional`` says why the choice is to be made again; empty where it is settled."""
 
     schema: str
     wanted: dict[str, Any]
     results: tuple[VariantResult, ...]
+    provisional: str = ""
 
 
 def folder() -> Path:
@@ -75,28 +76,42 @@ def wanted(
 
 def read(wanted: Mapping[str, Any]) -> tuple[tuple[VariantResult, ...], str]:
     """What was found for ``wanted``, empty where nothing is remembered; and why a file that is there is not used."""
+    stored, unread = _read(wanted)
+    return (stored.results if stored else ()), unread
+
+
+def provisional(wanted: Mapping[str, Any]) -> str:
+    """Why what is remembered for ``wanted`` is to be measured again; empty where it is settled, or nothing is there."""
+    stored, _ = _read(wanted)
+    return stored.provisional if stored else ""
+
+
+def _read(wanted: Mapping[str, Any]) -> tuple[Stored | None, str]:
     path = _path(wanted)
     try:
         _check_private(path.parent)
         data = _plain(path)
         stored = from_json(Stored, json.loads(data, parse_constant=_no_constant), "the choice")
     except FileNotFoundError:
-        return (), ""
+        return None, ""
     except OSError as error:
-        return (), f"the remembered choice '{path}' is not used: {error.strerror or error}"
+        return None, f"the remembered choice '{path}' is not used: {error.strerror or error}"
     except BundleError as error:
-        return (), f"the remembered choice '{path}' is not used: {error.message}"
+        return None, f"the remembered choice '{path}' is not used: {error.message}"
     except (ValueError, RecursionError):
-        return (), f"the remembered choice '{path}' is not used: it is damaged"
+        return None, f"the remembered choice '{path}' is not used: it is damaged"
     if stored.schema != SCHEMA or stored.wanted != wanted or not stored.results:
-        return (), f"the remembered choice '{path}' is not used: it is damaged"
-    return stored.results, ""
+        return None, f"the remembered choice '{path}' is not used: it is damaged"
+    return stored, ""
 
 
-def write(wanted: Mapping[str, Any], results: Sequence[VariantResult]) -> str:
-    """Remember ``results``; empty, or a sentence that says why that was not possible."""
+def write(wanted: Mapping[str, Any], results: Sequence[VariantResult], provisional: str = "") -> str:
+    """Remember ``results``, until they are measured again where they are ``provisional``; empty, or a sentence that
+    says why that was not possible.
+    """
     path = _path(wanted)
-    text = json.dumps({"schema": SCHEMA, "wanted": dict(wanted), "results": [asdict(r) for r in results]}, indent=1)
+    content: dict[str, Any] = {"schema": SCHEMA, "wanted": dict(wanted), "results": [asdict(r) for r in results]}
+    text = json.dumps(content | ({"provisional": provisional} if provisional else {}), indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_private(path.parent)

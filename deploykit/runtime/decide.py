@@ -4,27 +4,33 @@ A bundle's default is the fastest that passed where it was built. On that machin
 each variant that could run is tried in a process of its own (`deploykit.runtime.trial`), and the fastest of those that
 reproduce the self-test's vectors is taken; what was found is remembered (`deploykit.runtime.choice`), so that this
 happens once. Where no process can be started, the bundle's own order holds, and the report says so.
+
+What was measured while the machine was busy, or left undecided, is provisional: it holds for the time being, is told,
+and is measured again by the next load or self-test that finds the machine quiet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from deploykit.runtime import hardware
+from deploykit.runtime import busy, hardware
 from deploykit.runtime.bundle import Bundle
+from deploykit.runtime.busy import Busy
 from deploykit.runtime.engines import EngineOptions
 from deploykit.runtime.errors import MissingError
 from deploykit.runtime.manifest import Variant
 from deploykit.runtime.selection import (
     PORTABLE,
+    WORTH,
     Candidate,
     Device,
     Prefer,
     Row,
     candidates,
+    drift_of,
     engine_version,
     model_bytes,
     unmet,
@@ -66,22 +72,79 @@ def decide(bundle: Bundle, wish: Wish, device: Device, check: Callable[[Variant]
     usable = [candidate for candidate in listed if not candidate.unmet]
     if not usable or wish.select == "manifest":
         return _as_built(listed)
-    if wish.select == "auto" and (machine := _built_here(bundle, usable[0].variant)):
-        return _as_built(listed, f", measured on this machine (hw {machine})")
+    known, unread = _known(bundle, wish, listed, device) if wish.select == "auto" else (None, "")
+    if known is not None:
+        return known
+    for candidate in usable:
+        check(candidate.variant)
+    return _measured(bundle, wish, listed, device, unread)
+
+
+def _known(bundle: Bundle, wish: Wish, listed: Sequence[Candidate], device: Device) -> tuple[Decision | None, str]:
+    """What was found where the bundle was built, if that is here, or by an earlier load; None where it is to be
+    measured (again), and why what is remembered cannot be used.
+
+    What is provisional holds while the machine is busy, when another measurement would settle nothing.
+    """
+    usable = _usable(listed)
+    here = _built_here(bundle, usable[0].variant)
+    doubt = _provisional(bundle, usable) if wish.prefer == "speed" else ""
+    as_built = f", measured on this machine (hw {here})"
+    if here and not doubt:
+        return _as_built(listed, as_built), ""
     from deploykit.runtime import choice
 
     wanted = choice.wanted(bundle, [c.variant for c in usable], wish.prefer, wish.options, device)
-    remembered, unread = choice.read(wanted) if wish.select == "auto" else ((), "")
+    remembered, unread = choice.read(wanted)
     if remembered:
-        return _as_tried(bundle, wish.prefer, listed, remembered, ("remembered from an earlier load",))
-    for candidate in usable:
-        check(candidate.variant)
+        doubt = choice.provisional(wanted)
+    elif not here:
+        return None, unread
+    now = busy.look() if doubt else None
+    if doubt and not (now and now.is_busy):
+        return None, unread
+    if remembered:
+        notes = ("remembered from an earlier load", *_told(doubt, now))
+        return _as_tried(bundle, wish.prefer, listed, remembered, notes), ""
+    return _as_built(listed, as_built, _told(doubt, now)), ""
+
+
+def _measured(bundle: Bundle, wish: Wish, listed: Sequence[Candidate], device: Device, unread: str) -> Decision:
+    """Trials of what can run here, remembered; the bundle's own order where no process can be started."""
+    from deploykit.runtime import choice
+
+    usable = _usable(listed)
+    before = busy.look() if len(usable) > 1 else None
     try:
         results = _try(bundle, wish, usable)
     except MissingError as error:
         return _as_built(listed, notes=(f"the bundle's own order holds, nothing was measured: {error.message}",))
-    unkept = choice.write(wanted, results) if any(result.passed for result in results) else ""
-    return _as_tried(bundle, wish.prefer, listed, results, tuple(filter(None, (unread, unkept))))
+    doubt = _disturbed(before) if len(results) > 1 and wish.prefer == "speed" else ""
+    wanted = choice.wanted(bundle, [c.variant for c in usable], wish.prefer, wish.options, device)
+    unkept = choice.write(wanted, results, doubt) if any(result.passed for result in results) else ""
+    notes = tuple(filter(None, (unread, unkept, *_told(doubt, None))))
+    return _as_tried(bundle, wish.prefer, listed, results, notes)
+
+
+def _provisional(bundle: Bundle, usable: Sequence[Candidate]) -> str:
+    """Why the bundle's default is to be measured again; empty where it is settled or there is nothing to choose."""
+    listed = {variant.name for variant in bundle.manifest.variants}
+    if sum(candidate.variant.name in listed for candidate in usable) < 2:
+        return ""
+    return str(_entry(bundle.manifest.provenance, "default", "provisional") or "")
+
+
+def _disturbed(before: Busy | None) -> str:
+    """Why what was just timed is provisional: the machine was busy before it or is behind it."""
+    seen = [found for found in (before, busy.look()) if found is not None and found.is_busy]
+    return max(seen, key=lambda found: found.others + found.stolen).sentence if seen else ""
+
+
+def _told(doubt: str, now: Busy | None) -> tuple[str, ...]:
+    if not doubt:
+        return ()
+    still = "; it is busy now too" if now is not None and now.is_busy else ""
+    return (f"the choice is provisional: {doubt}{still}; the next load on a quiet machine measures again",)
 
 
 def try_all(bundle: Bundle, names: Sequence[str], threads: int | None) -> list[VariantResult]:
@@ -97,10 +160,12 @@ def try_all(bundle: Bundle, names: Sequence[str], threads: int | None) -> list[V
     usable = [variant for variant in variants if not lacks[variant.name]]
     for variant in usable:
         check_model(bundle, variant)
+    before = busy.look() if len(usable) > 1 else None
     found = {result.variant: result for result in trial.run(bundle, usable, options, trial.SECONDS)} if usable else {}
     if any(result.passed for result in found.values()):
+        doubt = _disturbed(before) if len(usable) > 1 else ""
         # The key counts every candidate, and those are all variants.
-        choice.write(choice.wanted(bundle, usable, "speed", options, device), list(found.values()))
+        choice.write(choice.wanted(bundle, usable, "speed", options, device), list(found.values()), doubt)
     refused = [VariantResult(name, "refused", None, reason, None) for name, reason in lacks.items() if reason]
     found |= {result.variant: result for result in refused}
     return [found[name] for name in names]
@@ -111,7 +176,8 @@ def taken(bundle: Bundle, results: Sequence[VariantResult]) -> tuple[str, str]:
     device = Device()
     listed = candidates(bundle, "speed", device)
     usable = [candidate for candidate in listed if not candidate.unmet]
-    if usable and (machine := _built_here(bundle, usable[0].variant)):
+    settled = usable and not _provisional(bundle, usable)
+    if settled and (machine := _built_here(bundle, usable[0].variant)):
         decision = _as_built(listed, f", measured on this machine (hw {machine})")
     else:
         tried = [result for result in results if not any(c.variant.name == result.variant and c.unmet for c in listed)]
@@ -179,11 +245,29 @@ def _as_tried(
     if prefer == "size":
         passed.sort(key=lambda c: model_bytes(bundle, c.variant))
     else:
-        passed.sort(key=lambda c: _or_inf(found[c.variant.name].p50_ms))
+        passed = _by_speed(passed, {name: _or_inf(result.p50_ms) for name, result in found.items()})
     untried = [c for c in _usable(listed) if c.variant.name == bundle.portable.name not in found]
     order = [(c.variant, _why(bundle, prefer, passed)) for c in passed] + [(c.variant, PORTABLE) for c in untried]
     rows = tuple(_row(c, found.get(c.variant.name)) for c in listed)
     return Decision(tuple(order), rows, notes, not order and any(r.cosine_min is not None for r in results))
+
+
+def _by_speed(passed: Sequence[Candidate], p50_ms: Mapping[str, float]) -> list[Candidate]:
+    """The fastest first, but behind those that are about as fast and drift less; last those whose vectors change with
+    their batch.
+    """
+    order = sorted(passed, key=lambda c: (c.variant.batch_dependent, p50_ms[c.variant.name]))
+    if not order:
+        return []
+    first = order[0]
+    reach = WORTH * p50_ms[first.variant.name]
+    equal = [
+        c
+        for c in order
+        if p50_ms[c.variant.name] <= reach and c.variant.batch_dependent == first.variant.batch_dependent
+    ]
+    best = min(equal, key=lambda c: drift_of(c.variant)) if reach < math.inf else first
+    return [best, *(c for c in order if c is not best)]
 
 
 def _why(bundle: Bundle, prefer: Prefer, passed: Sequence[Candidate]) -> str:
@@ -200,6 +284,8 @@ def _row(candidate: Candidate, result: VariantResult | None) -> Row:
         return _untried(candidate)
     status: Literal["usable", "refused"] = "usable" if result.passed else "refused"
     why = "passes the self-test here" if result.passed else result.reason
+    if result.passed and candidate.variant.batch_dependent:
+        why = f"{why}; its vectors change with their batch"
     return Row(result.variant, status, why, result.cosine_min, result.p50_ms)
 
 

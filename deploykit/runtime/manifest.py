@@ -74,6 +74,10 @@ class Card:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
+#: The key of `Variant.lowered` that says of a precision that a vector changes with the rest of its batch.
+BATCH_DEPENDENT = "batch_dependent"
+
+
 @dataclass(frozen=True)
 class Variant:
     """One artefact of a bundle: an engine, a precision, a file, and the evidence.
@@ -94,6 +98,11 @@ class Variant:
     latency: dict[str, Any] = field(default_factory=dict)
     drift: dict[str, Any] = field(default_factory=dict)
     lowered: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a vector changes with what else is in its batch: never a default where another variant will do."""
+        return bool(self.lowered.get(BATCH_DEPENDENT))
 
 
 @dataclass(frozen=True)

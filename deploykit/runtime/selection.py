@@ -29,6 +29,8 @@ from deploykit.runtime.manifest import Variant
 from deploykit.runtime.tensorrt.driver import Gpu, gpu
 
 Prefer = Literal["speed", "size"]
+#: A variant that is less than so many times as fast as another is not worth more drift.
+WORTH = 1.05
 PORTABLE = "the portable fp32 model"
 PREFERENCES: tuple[Prefer, ...] = ("speed", "size")
 
@@ -138,7 +140,8 @@ def candidates(bundle: Bundle, prefer: Prefer, device: Device) -> list[Candidate
         by_size = sorted(manifest.variants, key=lambda v: model_bytes(bundle, v))
         ordered += [(v, "the smallest", f"{model_bytes(bundle, v):,} bytes") for v in by_size]
     else:
-        by_speed = sorted((v for v in manifest.variants if _p50_ms(v) < math.inf), key=_p50_ms)
+        timed = [v for v in manifest.variants if _p50_ms(v) < math.inf]
+        by_speed = sorted(timed, key=lambda v: (v.batch_dependent, _p50_ms(v)))
         known = {v.name: f"{_p50_ms(v):.3g} ms where it was built" for v in by_speed}
         default = [v for v in manifest.variants if v.name == manifest.default]
         ordered += [(v, "the bundle's default", known.get(v.name, "not measured")) for v in default]
@@ -151,6 +154,20 @@ def candidates(bundle: Bundle, prefer: Prefer, device: Device) -> list[Candidate
             lacking = unmet(variant, device, model_bytes(bundle, variant))
             first[variant.name] = Candidate(variant, why, lacking, fact)
     return list(first.values())
+
+
+def drift_of(variant: Variant) -> float:
+    """How far its vectors are from fp32, as it was measured when it was built; what is below 1e-6 is rounding.
+
+    Where that was not measured: nothing for fp32 itself, and for any other the worst case of its proof.
+    """
+    terms = variant.drift.get("terms")
+    value = terms.get("drift") if isinstance(terms, Mapping) else None
+    if not isinstance(value, int | float):
+        worst = variant.proof.get("cosine_min")
+        known = isinstance(worst, int | float) and variant.precision != "fp32"
+        value = 1 - float(worst) if known and worst is not None else 0.0
+    return max(0.0, round(float(value), 6))
 
 
 def unmet(variant: Variant, device: Device, size_bytes: int = 0) -> str:

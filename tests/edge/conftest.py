@@ -37,6 +37,9 @@ cpu = "vnni"
 [precisions.int8-dynamic]
 cpu = "any"
 
+[budget]
+limits = "none"
+
 [report]
 enabled = false
 

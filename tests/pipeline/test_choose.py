@@ -138,3 +138,23 @@ def test_a_wide_interval_is_not_taken_for_one_that_reaches_below_a_sharp_one():
     found = choose([fastest, sharp, noisy], NONE, auto=True)
     assert found.kept == ("b",)
     assert reasons(found)["c"] == (False, "inside the budget, 1.90x the time of b")
+
+
+def test_what_changes_with_its_batch_is_not_taken_while_another_is_inside():
+    listed = [candidate("fp32", 10), candidate("int8", 5), candidate("int8-dynamic", 2, batch_dependent=True)]
+    found = choose(listed, NONE, auto=True)
+    assert found.kept == ("openvino-int8",)
+    assert "2.00x as fast as openvino-fp32" in reasons(found)["openvino-int8"][1]
+    assert "change with their batch: openvino-int8 is taken" in reasons(found)["openvino-int8-dynamic"][1]
+
+
+def test_what_changes_with_its_batch_is_taken_where_nothing_else_is_inside():
+    listed = [candidate("fp32", 10, faults=("too slow",)), candidate("int8-dynamic", 2, batch_dependent=True)]
+    assert choose(listed, NONE, auto=True).kept == ("openvino-int8-dynamic",)
+
+
+def test_auto_takes_nothing_that_was_not_judged():
+    listed = [candidate("fp32", 10), candidate("bf16", 2, unsure=("459 inputs are needed.",))]
+    found = choose(listed, NONE, auto=True)
+    assert reasons(found)["openvino-bf16"] == (False, "not judged: 459 inputs are needed.")
+    assert found.kept == ("openvino-fp32",)

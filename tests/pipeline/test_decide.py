@@ -15,15 +15,16 @@ from deploykit.recipe import Recipe
 def made(tmp_path):
     """A recipe for precisions under a budget, and the artefacts of fp32 and of an int8 that drifts too much."""
 
-    def make(precisions, limits="drift<=0.01"):
+    def make(precisions, limits="drift<=0.01", n=600, noise=0.5):
         given = {"source": {"model": "m"}, "variants": {"targets": ["onnxruntime"], "precisions": precisions}}
-        recipe = Recipe.from_data(given | {"budget": {"limits": limits}}, where="the test")
-        exact = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
-        rough = exact + 0.5 * np.random.default_rng(1).normal(size=exact.shape).astype(np.float32)
+        budget = {} if limits is None else {"budget": {"limits": limits}}
+        recipe = Recipe.from_data(given | budget, where="the test")
+        exact = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
+        rough = exact + noise * np.random.default_rng(1).normal(size=exact.shape).astype(np.float32)
         artifacts = {"export": SimpleNamespace(path=tmp_path)}
         for precision, got in (("fp32", exact), ("int8", rough)):
-            compiled = {"path": "model.onnx", "target": "onnxruntime", "precision": precision}
-            verified = {"drift": compare(exact, got).to_json(), "proof": {}}
+            compiled = {"path": "model.onnx", "target": "onnxruntime", "precision": precision, "lowered": {}}
+            verified = {"drift": compare(exact, got).to_json() if n else {}, "proof": {}}
             (tmp_path / precision).mkdir(exist_ok=True)
             for name in ("model.onnx", "artifact.json"):
                 (tmp_path / precision / name).write_text("x")
@@ -78,3 +79,53 @@ def test_a_search_that_failed_is_told_of(made):
 def test_auto_cannot_do_without_times(made):
     assert _measure_step(made(["auto"])[0], ()).required
     assert not _measure_step(made(["fp32", "int8"])[0], ()).required
+
+
+def kept(decided):
+    return [name.partition(":")[2] for name in decided.artifacts if name.startswith("verify:")]
+
+
+def test_without_a_budget_of_ones_own_the_standard_one_holds(made):
+    decided = decide(*made(["fp32", "int8"], None), ())
+    assert kept(decided) == ["onnxruntime-fp32"]
+    (refused,) = decided.refused
+    assert (refused["variant"], refused["exit_code"]) == ("onnxruntime-int8", 1)
+    assert "outside drift<=0.01" in refused["reason"]
+    assert "--budget none" in refused["hint"]
+
+
+def test_no_budget_is_asked_for_by_name(made):
+    decided = decide(*made(["fp32", "int8"], "none"), ())
+    assert kept(decided) == ["onnxruntime-fp32", "onnxruntime-int8"]
+    assert decided.refused == decided.notes == ()
+
+
+@pytest.mark.parametrize(("n", "why"), [(60, "takes 459 inputs"), (20, "takes 459 inputs"), (0, "no evaluation data")])
+def test_what_too_few_inputs_leave_undecided_is_handed_over_as_not_judged(made, n, why):
+    decided = decide(*made(["fp32", "int8"], None, n=n, noise=0.01), ())
+    assert kept(decided) == ["onnxruntime-fp32", "onnxruntime-int8"]
+    (row,) = (row for row in decided.candidates if row["variant"] == "onnxruntime-int8")
+    assert row["reason"].startswith("not judged: ")
+    (note,) = decided.notes
+    assert note.startswith("onnxruntime-int8 was not judged by the budget 'standard'")
+    assert why in note
+    assert "--evaluation FILE" in note
+
+
+def test_a_budget_of_ones_own_refuses_what_it_cannot_decide(made):
+    decided = decide(*made(["fp32", "int8"], "standard", n=60, noise=0.01), ())
+    assert kept(decided) == ["onnxruntime-fp32"]
+    assert "takes 459 inputs" in decided.refused[0]["reason"]
+
+
+def test_few_inputs_do_not_save_what_they_show_to_be_outside(made):
+    decided = decide(*made(["fp32", "int8"], None, n=60), ())
+    assert kept(decided) == ["onnxruntime-fp32"]
+    assert "p1>=0.975" in decided.refused[0]["reason"]
+
+
+@pytest.mark.parametrize("n", [0, 20])
+def test_fp32_has_nothing_to_prove(made, n):
+    decided = decide(*made(["fp32"], None, n=n, noise=0.01), ())
+    assert "onnxruntime-fp32" in kept(decided)
+    assert decided.refused == decided.notes == ()

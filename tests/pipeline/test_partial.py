@@ -10,7 +10,7 @@ from deploykit.budget import Budget
 from deploykit.drift import compare
 from deploykit.errors import ExportError
 from deploykit.pipeline import partial
-from deploykit.pipeline.choose import drift_faults
+from deploykit.pipeline.choose import DriftFaults, drift_faults
 from deploykit.pipeline.partial import Search, Trial
 
 
@@ -108,6 +108,7 @@ OPTIONS = {
     "options": {"keep": ["encoder.layer.0.attention.query"], "cpu": "any"},
     "target_options": {},
     "budget": "drift<=0.01",
+    "undecided": "refuse",
     "workload": "batch",
 }
 
@@ -155,7 +156,7 @@ def test_without_its_device_nothing_is_searched_for(monkeypatch, tmp_path):
 def test_a_limit_that_the_data_cannot_show_counts_where_nothing_else_was_measured():
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     drift = compare(vectors, vectors)
-    assert drift_faults(drift, Budget.parse("drift<=0.1 task<=1")) == ()
-    (said,) = drift_faults(drift, Budget.parse("task<=1"))
+    assert drift_faults(drift, Budget.parse("drift<=0.1 task<=1")) == DriftFaults()
+    (said,) = drift_faults(drift, Budget.parse("task<=1")).unsure
     assert "task was not measured" in said
-    assert drift_faults(drift, Budget.parse("p50<=4ms")) == ()
+    assert drift_faults(drift, Budget.parse("p50<=4ms")) == DriftFaults()

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deploykit.runtime import choice, decide, hardware, load, loading, memory, trial
+from deploykit.runtime import busy, choice, decide, hardware, load, loading, memory, trial
 from deploykit.runtime.errors import MissingError, SelfTestError, UnknownNameError
-from deploykit.runtime.manifest import SelfTest, Variant
-from deploykit.runtime.selection import Device
+from deploykit.runtime.manifest import BATCH_DEPENDENT, SelfTest, Variant
+from deploykit.runtime.selection import Candidate, Device
 from deploykit.runtime.selftest import selftest
 from tests.runtime import made
 
@@ -291,3 +291,81 @@ def test_a_variant_that_lacks_something_is_not_tried(bundle):
     lacking = replace(fake("quick", die="SIGSEGV"), requires={"cpu_features": ["no_such_feature"]})
     with load(bundle(lacking, fake("right")).root) as encoder:
         assert rows(encoder)["quick"].why == "the CPU lacks no_such_feature"
+
+
+BUSY = busy.Busy(0.62, 0.0, 3.1)
+DOUBT = {"default": {"variant": "quick", "why": "the fastest", "provisional": "the machine was busy"}}
+
+
+def busy_now(monkeypatch, *states):
+    """What the next looks at the machine find; the last of them from then on."""
+    left = list(states)
+    monkeypatch.setattr(busy, "look", lambda seconds=0.0: left.pop(0) if len(left) > 1 else left[0])
+
+
+def built_here(bundle):
+    fast = fake("quick", 1.0, HERE, ms=60), fake("right", 5.0, HERE, ms=1)
+    return bundle(*fast, provenance={"machine": {"id": HERE}, **DOUBT})
+
+
+def test_a_provisional_default_is_measured_again_on_a_quiet_machine_and_then_settled(bundle, monkeypatch):
+    made_for = built_here(bundle)
+    with load(made_for.root) as encoder:
+        assert encoder.variant.name == "right"
+    monkeypatch.setattr(trial, "run", lambda *_: pytest.fail("it was tried again"))
+    with load(made_for.root) as encoder:
+        assert (encoder.variant.name, encoder.report().notes) == ("right", ("remembered from an earlier load",))
+
+
+def test_on_a_busy_machine_a_provisional_default_stays_and_is_told(bundle, monkeypatch):
+    busy_now(monkeypatch, BUSY)
+    monkeypatch.setattr(trial, "run", lambda *_: pytest.fail("it was tried"))
+    with load(built_here(bundle).root) as encoder:
+        assert encoder.variant.name == "quick"
+        (note,) = encoder.report().notes
+    assert note == (
+        "the choice is provisional: the machine was busy; it is busy now too; "
+        "the next load on a quiet machine measures again"
+    )
+
+
+def test_a_choice_made_under_noise_is_made_again_in_quiet(bundle, monkeypatch):
+    made_for = bundle(fake("quick", ms=60), fake("right", ms=1))
+    busy_now(monkeypatch, busy.Busy(0.0, 0.0, 0.0), BUSY)
+    with load(made_for.root) as encoder:
+        assert "others took 62 %" in encoder.report().notes[0]
+    with load(made_for.root) as encoder:  # it is still busy
+        assert encoder.report().notes[0] == "remembered from an earlier load"
+        assert "it is busy now too" in encoder.report().notes[1]
+    busy_now(monkeypatch, busy.Busy(0.0, 0.0, 0.0))
+    with load(made_for.root) as encoder:
+        assert encoder.report().notes == ()
+    with load(made_for.root) as encoder:
+        assert encoder.report().notes == ("remembered from an earlier load",)
+
+
+def test_a_self_test_settles_a_provisional_default(bundle, monkeypatch):
+    made_for = built_here(bundle)
+    fastest = decide.taken(made_for, selftest(made_for, isolated=True))[0]
+    assert fastest != "quick"
+    monkeypatch.setattr(trial, "run", lambda *_: pytest.fail("it was tried again"))
+    with load(made_for.root) as encoder:
+        assert encoder.variant.name == fastest
+
+
+def test_what_changes_with_its_batch_comes_after_the_others(bundle):
+    quick = replace(fake("quick", 1.0, ms=1), lowered={BATCH_DEPENDENT: True})
+    with load(bundle(quick, fake("right", 5.0, ms=8), default="right").root) as encoder:
+        assert encoder.variant.name == "right"
+        assert rows(encoder)["quick"].why == "passes the self-test here; its vectors change with their batch"
+
+
+def test_of_two_that_are_as_fast_the_one_that_drifts_less_is_taken(bundle):
+    listed = [candidate(fake(name), drift) for name, drift in (("quick", 0.005), ("right", 0.0))]
+    order = decide._by_speed(listed, {"quick": 1.0, "right": 1.03})
+    assert [c.variant.name for c in order] == ["right", "quick"]
+    assert decide._by_speed(listed, {"quick": 1.0, "right": 1.2})[0].variant.name == "quick"
+
+
+def candidate(variant, drift):
+    return Candidate(replace(variant, drift={"terms": {"drift": drift}}), "")
