@@ -130,6 +130,7 @@ def image_rows(folder: Path, data: Path) -> list[dict[str, Any]]:
             {
                 "source": {"model": str(model)},
                 "variants": {"targets": list(TARGETS), "precisions": ["fp32", "int8"]},
+                "budget": {"limits": "none"},
                 "calibration": {"data": f"{data / 'train.parquet'}#image=img", "samples": 300},
                 "evaluation": {"data": f"{data / 'test.parquet'}#image=img,label=label", "samples": 4000},
                 "bundle": {"output": f"build/precision-{model.name}.bundle"},
@@ -271,7 +272,7 @@ def main() -> None:
         {"evaluation": arguments.evaluation} if arguments.evaluation else {}
     )
     bundle = Path("build/precision.bundle")
-    deploykit.export(arguments.model, output=bundle, targets=TARGETS, precisions=precisions(), **sets)
+    deploykit.export(arguments.model, output=bundle, targets=TARGETS, precisions=precisions(), budget="none", **sets)
     some = texts(arguments.evaluation or arguments.calibration)
     measured = times(bundle, {"32 texts": some, "one text": some[:1]})
     timed = {"variants": table(bundle, measured), "rounds": measured}

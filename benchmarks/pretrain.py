@@ -189,6 +189,7 @@ def lowered(recipe: str, changes: Sequence[str], encoder: Path, bundle: Path) ->
         output=bundle,
         targets=["onnxruntime", "openvino"],
         precisions=["fp32", "int8"],
+        budget="none",
         report=False,
     )
     sets = {}

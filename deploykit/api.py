@@ -44,11 +44,12 @@ def export(
     """Build a bundle from a trained encoder; what is None is as the source or the recipe's defaults say.
 
     ``source`` is what ``[source] model`` of a recipe may be; ``calibration`` and ``evaluation`` name data
-    (`deploykit.data`), ``budget`` is what may be lost and must be gained (`deploykit.budget`), ``sm`` are compute
-    capabilities ("8.9") for which TensorRT engines are built ahead of time. ``pooling`` to ``outputs`` are the options
-    of `deploykit.sources.Options`: ``dim=256`` keeps the first 256 numbers of a vector, and with ``prompts={"query":
-    "query: "}`` a call ``encode(texts, kind="query")`` puts that before each text; ``outputs=["token_embeddings"]``
-    adds what ``encode(texts, output="token_embeddings")`` gives. Variants that did not pass are announced by a
+    (`deploykit.data`), ``budget`` is what may be lost and must be gained (`deploykit.budget`; None is "standard",
+    "none" is no budget), ``sm`` are compute capabilities ("8.9") for which TensorRT engines are built ahead of time.
+    ``pooling`` to ``outputs`` are the options of `deploykit.sources.Options`: ``dim=256`` keeps the first 256 numbers
+    of a vector, and with ``prompts={"query": "query: "}`` a call ``encode(texts, kind="query")`` puts that before each
+    text; ``outputs=["token_embeddings"]`` adds what ``encode(texts, output="token_embeddings")`` gives. Variants that
+    did not pass are announced by a
     `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a `DeploykitError` otherwise.
     """
     from deploykit.runtime import Bundle

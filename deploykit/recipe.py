@@ -9,7 +9,7 @@
     [export]                          [targets.openvino]                     enabled = true
     opset = 20                        # that target's own Options
                                                                              [budget]
-    [calibration]                     [evaluation]                           limits = "drift<=0.01"
+    [calibration]                     [evaluation]                           limits = "drift<=0.01"  # or "none"
     data = "texts.txt"                data = "other.txt"                     workload = "batch"
 
 Only ``source.model`` is needed; a section ``[pretrain]`` (`deploykit.pretrain.recipe`) stands in its place, and the

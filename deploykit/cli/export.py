@@ -40,7 +40,7 @@ _EVALUATION = typer.Option(
 _BUDGET = typer.Option(
     metavar="TEXT",
     help="What a variant may lose and must gain: 'drift<=0.01 p1>=0.975 p50<=4ms size<=60MB', or a profile: strict, "
-    "standard, edge. Default: no budget.",
+    "standard, edge. Default: standard; 'none' is no budget.",
 )
 _SM = typer.Option(
     metavar="N.N",
@@ -120,8 +120,9 @@ def export(
     """Build a bundle from a trained encoder.
 
     Exports to ONNX, builds a variant for each target and precision, and proves each on its engine: the vectors must
-    be those of torch, at many sizes. Where precision is lost, the drift is measured on real inputs. Ends with 0 when
-    every variant passed. When one did not, it ends with 1, and the bundle holds the others.
+    be those of torch, at many sizes. Where precision is lost, the drift is measured on real inputs and judged by the
+    budget (standard, unless told otherwise). Ends with 0 when every variant passed. When one did not, it ends with 1,
+    and the bundle holds the others.
 
     Example: deploykit export all-MiniLM-L6-v2/ -t openvino -p auto --calibration texts.txt --budget standard
     """

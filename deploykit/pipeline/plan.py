@@ -119,7 +119,8 @@ def _wanted(recipe: Recipe) -> tuple[list[Wanted], list[str]]:
     """The variants that can be built here of those asked for, and a note for each that cannot.
 
     ``auto`` stands for everything that a target has; a limit on a change needs fp32 to be held against. Raises
-    `RecipeError` for a precision that no chosen target has, `MissingError` if this CPU has no arithmetic for anything that was asked for.
+    `RecipeError` for a precision that no chosen target has, `MissingError` if this CPU has no arithmetic for anything
+    that was asked for.
     """
     supported = {target: registry.module("targets", target).PRECISIONS for target in recipe.variants.targets}
     asked = list(recipe.variants.precisions)
