@@ -21,6 +21,7 @@ from deploykit.pipeline.choose import (
 )
 from deploykit.pipeline.store import Artifact
 from deploykit.recipe import AUTO, Recipe
+from deploykit.runtime.busy import Busy
 from deploykit.runtime.manifest import BATCH_DEPENDENT
 
 Artifacts = Mapping[str, Artifact]
@@ -30,7 +31,7 @@ Artifacts = Mapping[str, Artifact]
 class Decided:
     """What goes into the bundle: the artefacts without those of variants that were not taken, and a row for each.
 
-    ``notes`` are sentences for the user on variants that are handed over and were not judged.
+    ``notes`` are sentences for the user: what is handed over and was not judged, and a choice under noise.
     """
 
     artifacts: dict[str, Artifact]
@@ -53,7 +54,16 @@ def decide(recipe: Recipe, artifacts: Artifacts, refused: Sequence[dict[str, Any
     dropped = {f"{kind}:{name}" for kind in ("compile", "verify") for name in gone}
     kept = {name: item for name, item in artifacts.items() if name not in dropped}
     still, lost = _failures(recipe, refused, choice)
-    return Decided(kept, (*still, *over), (*rows, *lost), _not_judged(recipe, choice))
+    notes = (*_not_judged(recipe, choice), *(_disturbed(artifacts) if auto else ()))
+    return Decided(kept, (*still, *over), (*rows, *lost), notes)
+
+
+def _disturbed(artifacts: Artifacts) -> tuple[str, ...]:
+    """That the times, by which one variant of each target was kept, were taken on a busy machine."""
+    was = artifacts["measure"].metadata.get("busy") if "measure" in artifacts else None
+    if not was or not Busy(**was).is_busy:
+        return ()
+    return (f"what auto kept is provisional: {Busy(**was).sentence}; run it again in quiet, and the times are new",)
 
 
 def _not_judged(recipe: Recipe, choice: Choice) -> tuple[str, ...]:

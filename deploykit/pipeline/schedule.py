@@ -27,6 +27,8 @@ from deploykit.pipeline.reads import Reads
 from deploykit.pipeline.step import Step
 from deploykit.pipeline.store import Artifact, Found, Store
 from deploykit.recipe import Recipe
+from deploykit.runtime import busy
+from deploykit.runtime.busy import Busy
 from deploykit.runtime.hardware import usable_cores
 from deploykit.runtime.memory import available
 
@@ -170,6 +172,8 @@ class _Schedule:
         key = step.key([artifact.digest for artifact in parents.values()])
         with self._locked(key):
             found = self._store.look(key) if step.reusable else Found(None, "")
+            if found.artifact is not None and (why := _disturbed(step, found.artifact)):
+                found = Found(None, why)
             if found.artifact is not None:
                 return found.artifact, Event(step.name, "reused")
             self._tell(Event(step.name, "started", note=step.describe()))
@@ -223,6 +227,15 @@ class _Schedule:
     def _tell(self, event: Event) -> None:
         with self._telling:
             self._on_event(event)
+
+
+def _disturbed(step: Step, artifact: Artifact) -> str:
+    """Why times are taken once more: the machine was busy when they were, and is not now."""
+    was = artifact.metadata.get("busy") if step.kind == "measure" else None
+    if not was or not Busy(**was).is_busy:
+        return ""
+    now = busy.look()
+    return "" if now is None or now.is_busy else f"when these times were taken {Busy(**was).sentence}"
 
 
 def _make(

@@ -66,3 +66,8 @@ def read(options, inputs, out):
     """Take over the text of a file that is no parent's."""
     (out / "text.txt").write_text(Path(options["file"]).read_text())
     return {}
+
+
+def timed(options, inputs, out):
+    """Times that were taken while others had most of the machine."""
+    return {"busy": {"others": 0.6, "stolen": 0.0, "load": 3.0}}

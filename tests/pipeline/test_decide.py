@@ -129,3 +129,16 @@ def test_fp32_has_nothing_to_prove(made, n):
     decided = decide(*made(["fp32"], None, n=n, noise=0.01), ())
     assert "onnxruntime-fp32" in kept(decided)
     assert decided.refused == decided.notes == ()
+
+
+def test_what_auto_kept_on_a_busy_machine_is_provisional(made):
+    recipe, artifacts = made(["auto"], None)
+    row = {"p50_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "shape": [8]}
+    latency = {"onnxruntime-fp32": {"batch": row}}
+    for others, count in ((0.6, 1), (0.0, 0)):
+        noise = {"others": others, "stolen": 0.0, "load": 3.0}
+        artifacts["measure"] = SimpleNamespace(metadata={"latency": latency, "busy": noise})
+        notes = decide(recipe, artifacts, ()).notes
+        assert [note.startswith("what auto kept is provisional: the machine was busy") for note in notes] == [
+            True
+        ] * count

@@ -18,6 +18,9 @@ from deploykit import sources
 from deploykit.pipeline import plan
 from deploykit.pipeline.observe import Observer, observing
 from deploykit.pipeline.reads import Digests, Reads, sha256
+from deploykit.pipeline.run import run, status
+from deploykit.pipeline.store import Store
+from deploykit.recipe import Recipe
 from tests import tiny
 
 pytest.importorskip("torch")
@@ -296,6 +299,18 @@ def test_digests_are_remembered_and_a_damaged_memory_is_no_harm(tmp_path, monkey
         assert Digests(memory).of(path) == sha256(path)
     memory.write_text("\x00 half")
     assert Digests(memory).of(path) == sha256(path)
+
+
+def test_an_export_follows_its_external_data_and_nothing_else(tmp_path):
+    store, model = Store(tmp_path / "store"), tiny_onnx(tmp_path, "weights.bin")
+    sections = {"source": {"model": str(model)}, "bundle": {"output": str(tmp_path / "m.bundle")}}
+    planned = plan.plan(Recipe.from_data(sections))
+    run(planned, until="export", store=store)
+    (tmp_path / "m.report.json").write_text("{}")
+    (tmp_path / "weights.bin").touch()
+    assert {step.name: there for step, there in status(planned, store)}["export"]
+    flip(tmp_path / "weights.bin")
+    assert not any(there for _, there in status(plan.plan(planned.recipe), store))
 
 
 def tiny_onnx(folder, location, name="x"):

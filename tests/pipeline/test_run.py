@@ -14,6 +14,7 @@ from deploykit.pipeline.run import run, status
 from deploykit.pipeline.step import Step, Watch
 from deploykit.pipeline.store import Store
 from deploykit.recipe import Recipe
+from deploykit.runtime import busy
 from deploykit.sources import Identity
 
 
@@ -150,3 +151,13 @@ def test_a_flipped_byte_of_a_stored_artefact_is_noticed_and_told(make_plan, stor
         "done", "made again: the stored result is damaged: text.txt",
     )  # fmt: skip
     assert path.read_text() == "a"
+
+
+def test_times_taken_on_a_busy_machine_are_taken_again_in_quiet_and_only_then(make_plan, store, monkeypatch):
+    timed = Step("measure", "actions_for_tests:timed", {"variants": ["a"]}, ("export", "compile:a", "verify:a"))
+    plan = make_plan(step("export", text="a"), step("compile:a", text="c"), step("verify:a", text="v"), timed)
+    assert states(plan, store, "measure")[0]["measure"] == "done"
+    monkeypatch.setattr(busy, "look", lambda: busy.Busy(0.9, 0.0, 4.0))
+    assert states(plan, store, "measure")[0]["measure"] == "reused"
+    monkeypatch.setattr(busy, "look", lambda: busy.Busy(0.0, 0.0, 0.0))
+    assert states(plan, store, "measure")[0]["measure"] == "done"
