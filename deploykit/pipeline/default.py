@@ -61,7 +61,7 @@ def default_of(variants: Sequence[Variant], busy: Busy | None) -> Default | None
     reach = fastest.p50 * (_WORTH_WHEN_BUSY if disturbed else WORTH)
     equal = [t for t in steady if t.low <= fastest.high or t.p50 <= reach]
     best = min(equal, key=lambda t: drift_of(t.variant))
-    return Default(best.variant.name, _why(best, equal, steady, timed), _doubt(best, equal, timed, busy))
+    return Default(best.variant.name, _why(best, equal, steady, timed), _doubt(best, equal, steady, busy))
 
 
 def _why(best: _Timed, equal: Sequence[_Timed], steady: Sequence[_Timed], timed: Sequence[_Timed]) -> str:
@@ -78,9 +78,9 @@ def _why(best: _Timed, equal: Sequence[_Timed], steady: Sequence[_Timed], timed:
     return f"the fastest{but}"
 
 
-def _doubt(best: _Timed, equal: Sequence[_Timed], timed: Sequence[_Timed], busy: Busy | None) -> str:
+def _doubt(best: _Timed, equal: Sequence[_Timed], steady: Sequence[_Timed], busy: Busy | None) -> str:
     """Why the times do not settle it; empty for a single variant, where there is nothing to choose."""
-    if len(timed) == 1:
+    if len(steady) == 1:
         return ""
     if busy is not None and busy.is_busy:
         return busy.sentence

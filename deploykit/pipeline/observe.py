@@ -27,8 +27,9 @@ _WEIGHTS = (
     *(".model", ".gguf", ".msgpack", ".tflite"),
 )
 _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/bin", "/sbin", "/run")
-_WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_IMPORTING = ("_frozen_importlib", "_frozen_importlib_external", "importlib._bootstrap_external")
+_WRITES: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# They list every folder of the import path, whatever is looked for.
+_IMPORTING = ("_frozen_importlib_external", "importlib._bootstrap_external", "importlib.metadata")
 _stat = os.stat
 _current: list[Observer] = []
 
@@ -55,13 +56,13 @@ class Observer:
         """An audit event."""
         if event == "open":
             path, mode, flags = args
-            writes = bool((flags or 0) & _WRITES) or any(letter in (mode or "") for letter in "wax+")
+            writes = bool((flags or 0) & _WRITES) or any(letter in (mode or "") for letter in "wax")
             self._opened(path, writes)
         elif event in ("os.listdir", "os.scandir"):
             if sys._getframe(2).f_globals.get("__name__") not in _IMPORTING:
                 self._folders[_text(args[0] if args[0] is not None else ".")] = None
         elif event == "os.rename":
-            self._written.add(_text(args[1]))
+            self._opened(args[1], True)
         elif event in ("tempfile.mkdtemp", "tempfile.mkstemp"):
             self._own.append(_text(args[0]))
         elif event == "socket.connect" and isinstance(args[1], tuple):
@@ -82,7 +83,8 @@ class Observer:
         if not name or name in self._written:
             return
         if writes:
-            self._written.add(name)
+            if self._seen.get(name) is None:  # else it was read before: its content was an input
+                self._written.add(name)
         elif name not in self._seen:
             self._seen[name] = _state(name)
 

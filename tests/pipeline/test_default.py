@@ -59,4 +59,5 @@ def test_overlapping_and_wide_intervals_are_provisional():
 
 def test_one_variant_alone_leaves_nothing_to_choose():
     assert default_of([variant("a", 1.0, half=0.5)], BUSY).provisional == ""
+    assert default_of([variant("a", 1.0), variant("dynamic", 0.5, dependent=True)], BUSY).provisional == ""
     assert default_of([Variant("a", "x", "fp32", "m")], None) is None

@@ -5,6 +5,7 @@ Each source is opened once, watched; then one thing of it is changed at a time, 
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -273,12 +274,34 @@ def test_a_file_that_changes_while_it_is_read_is_never_the_same_again(tmp_path):
     assert reads.changed(sha256)
 
 
+def test_what_is_read_and_then_written_was_an_input(tmp_path):
+    path, observer = tmp_path / "state.json", Observer([tmp_path])
+    path.write_text("1")
+    with observing(observer):
+        path.write_text(f"{path.read_text()}1")
+        (tmp_path / "made.json").write_text("{}")
+        (tmp_path / "made.json").read_text()
+    files = observer.reads().files
+    assert {name: files[name] for name in files if name.startswith(str(tmp_path))} == {str(path): (1, "")}
+
+
 def test_what_is_listed_of_a_folder_of_data_counts(tmp_path, changed):
     (tmp_path / "a.txt").write_text("a")
     observer = Observer([tmp_path], by_name=False)
     with observing(observer):
         sorted(tmp_path.glob("*.txt"))
     assert "other files" in changed(observer.reads(), tmp_path / "b.txt", lambda path: path.write_text("b"))
+
+
+def test_what_the_import_system_lists_does_not_count(tmp_path, monkeypatch):
+    (tmp_path / "a_module_of_this_test.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    observer = Observer([])
+    with observing(observer):
+        importlib.import_module("a_module_of_this_test")
+        importlib.metadata.entry_points(group="deploykit.targets")
+    sys.modules.pop("a_module_of_this_test")
+    assert str(tmp_path) not in observer.reads().folders
 
 
 def test_a_remembered_digest_is_not_that_of_a_younger_file(tmp_path):
