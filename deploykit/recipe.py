@@ -95,8 +95,8 @@ class EvaluationSection:
 class BudgetSection:
     """What a variant may lose and must gain (`deploykit.budget`), and the workload whose time decides.
 
-    ``limits`` none: no budget. ``undecided`` is what becomes of a variant that was asked for by name, and whose drift
-    too few evaluation inputs leave undecided though it lies inside: ``keep`` hands it over and says that it was not
+    ``limits`` none: no budget. ``undecided`` is what becomes of a variant whose drift lies inside, and that too few
+    evaluation inputs leave undecided: ``keep`` hands it over, or lets ``auto`` take it, and says that it was not
     judged, which is how the default budget is meant; a budget that somebody wrote refuses it unless told otherwise.
     """
 

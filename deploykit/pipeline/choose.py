@@ -130,8 +130,7 @@ def _of_target(candidates: Sequence[Candidate], budget: Budget, auto: bool) -> l
     baseline = next((c.figures for c in candidates if c.precision == REFERENCE_PRECISION), None)
     faults = {c.name: _faults(c, budget, baseline) for c in candidates}
     inside = [c for c in candidates if not faults[c.name]]
-    judged = [c for c in inside if not c.unsure]
-    best = _best(judged) if auto else None
+    best = _best(inside) if auto else None
     partial_inside = {c.precision for c in inside if c.partial}
     decisions = []
     for c in candidates:
@@ -140,26 +139,31 @@ def _of_target(candidates: Sequence[Candidate], budget: Budget, auto: bool) -> l
             refused = c.asked and c.precision not in partial_inside
             decisions.append(Decision(c, False, "; ".join(faults[c.name]), refused))
         elif best is not None and c.name == best.name:
-            decisions.append(Decision(c, True, _why_best(c, judged)))
-        elif c.unsure:
-            decisions.append(Decision(c, c.asked or (c.partial and not auto), f"{NOT_JUDGED}: {' '.join(c.unsure)}"))
+            decisions.append(Decision(c, True, "; ".join(filter(None, (_why_best(c, inside), _not_judged(c))))))
+        elif c.unsure and (c.asked or not auto):
+            decisions.append(Decision(c, c.asked or c.partial, _not_judged(c)))
         elif c.asked:
             decisions.append(Decision(c, True, "asked for, and inside the budget" if budget.limits else "asked for"))
         elif c.partial and not auto:
             decisions.append(Decision(c, True, "inside the budget, in the place of the whole"))
         else:
-            decisions.append(_of_unasked(c, best, judged, auto))
+            decisions.append(_of_unasked(c, best, inside, auto))
     return decisions
 
 
-def _of_unasked(c: Candidate, best: Candidate | None, judged: Sequence[Candidate], auto: bool) -> Decision:
+def _not_judged(candidate: Candidate) -> str:
+    """What too few inputs left undecided; empty if nothing."""
+    return f"{NOT_JUDGED}: {' '.join(candidate.unsure)}" if candidate.unsure else ""
+
+
+def _of_unasked(c: Candidate, best: Candidate | None, inside: Sequence[Candidate], auto: bool) -> Decision:
     """A candidate inside the budget that ``auto`` made, or that was made to compare with; ``best`` is another."""
     if auto and not c.ran:
         return Decision(c, True, "inside the budget; not timed, as its device is not here")
     if auto and "p50" not in c.figures:
         return Decision(c, False, "inside the budget, and was not timed")
     if best is not None:
-        return Decision(c, False, _why_not(c, best, judged))
+        return Decision(c, False, _why_not(c, best, inside))
     return Decision(c, False, "built to compare with")
 
 

@@ -153,8 +153,9 @@ def test_what_changes_with_its_batch_is_taken_where_nothing_else_is_inside():
     assert choose(listed, NONE, auto=True).kept == ("openvino-int8-dynamic",)
 
 
-def test_auto_takes_nothing_that_was_not_judged():
-    listed = [candidate("fp32", 10), candidate("bf16", 2, unsure=("459 inputs are needed.",))]
+def test_auto_takes_the_fastest_that_lies_inside_and_says_that_it_was_not_judged():
+    listed = [candidate("fp32", 10), candidate("bf16", 2, unsure=("459 inputs are needed.",)), candidate("int8", 4)]
     found = choose(listed, NONE, auto=True)
-    assert reasons(found)["openvino-bf16"] == (False, "not judged: 459 inputs are needed.")
-    assert found.kept == ("openvino-fp32",)
+    assert found.kept == ("openvino-bf16",)
+    assert reasons(found)["openvino-bf16"][1].endswith("; not judged: 459 inputs are needed.")
+    assert reasons(found)["openvino-int8"] == (False, "inside the budget, 2.00x the time of openvino-bf16")
