@@ -136,7 +136,7 @@ def _finish(plan: Plan, state: State, output: Path, store: Store, on_event: Call
         "variants": built.variants,
         "refused": decided.refused,
         "candidates": decided.candidates,
-        "notes": (*plan.notes, *decided.notes, *built.notes),
+        "notes": (*built.manifest.card.provenance.get("notes", ()), *plan.notes, *decided.notes, *built.notes),
         "unchanged": not state.worked and not built.written,
     }
 

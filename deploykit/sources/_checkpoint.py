@@ -10,18 +10,20 @@ import inspect
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import MissingError, RemoteCodeError, SourceError
-from deploykit.sources import Options
+from deploykit.errors import MissingError, SourceError
+from deploykit.sources import Options, _code, _heads
 from deploykit.sources._folder import digest_of, folder_facts, read_table, weight_files
 
 if TYPE_CHECKING:
     import torch
 
 _GENERATIVE = ("ForCausalLM", "LMHeadModel")
+PROJECTED = "WithProjection"
+"""The end of the names of classes that are one tower of a dual encoder, with its projection."""
 POOLINGS_OF_DECODERS = ("last", "weighted_mean")
 _MODALITY = {
     "input_ids": "text",
@@ -94,24 +96,32 @@ def load(folder: Path, options: Options, *, pooling_is_explicit: bool = False) -
             output_loading_info=True,
         )
     _refuse_unreadable(folder, report)
+    _refuse_class_of_transformers(folder, settings, model)
     model.eval().requires_grad_(False)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     missing = {key: tensors[key] for key in sorted(report["missing_keys"]) if key in tensors}
-    return _encoder_of(model, missing, options)
+    head = _heads.left_out(settings.get("architectures") or (), model, report["unexpected_keys"])
+    notes = (*((head.note,) if head else ()), *_code.note(settings, model))
+    found = _encoder_of(model, missing, options)
+    if found.modality == "text" and found.method == "forward" and options.pooling is None and not pooling_is_explicit:
+        _heads.refuse_guess(head, folder)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def _class_named(settings: Mapping[str, Any]) -> Any:
-    """The class that a config names, where `AutoModel` has no model for it: a tower saved by itself is one. Only
-    transformers' own; None for any other, and where `AutoModel` knows what to do.
+    """The class that a config names, where `AutoModel` has no model for it: a tower saved by itself is one; or where
+    it has one without the projection into the common space. Only transformers' own; None for any other.
     """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-    kind = settings.get("model_type")
-    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] in MODEL_MAPPING:
+    kind, name = settings.get("model_type"), next(iter(settings.get("architectures") or []), "")
+    if kind not in CONFIG_MAPPING or "AutoModel" in _code.model_classes(settings):
         return None
-    named = getattr(transformers, next(iter(settings.get("architectures") or []), ""), None)
+    if CONFIG_MAPPING[kind] in MODEL_MAPPING and not name.endswith(PROJECTED):
+        return None
+    named = getattr(transformers, name, None)
     return named if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) else None
 
 
@@ -131,18 +141,16 @@ def no_encoder(name: str, folder: Path) -> SourceError:
 
 
 def _check_code(folder: Path, settings: Mapping[str, Any], options: Options) -> None:
-    """Refuse a model whose class transformers does not have."""
+    """Refuse code of the folder's own that is not allowed, and a model whose class transformers does not have."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     kind = settings.get("model_type")
+    instead = MODEL_MAPPING_NAMES.get(kind) if kind in CONFIG_MAPPING else None
+    _code.refuse_model(folder, settings, options, instead if isinstance(instead, str) else "")
     if kind in CONFIG_MAPPING or options.trust_remote_code:
         return
-    if "auto_map" in settings:
-        raise RemoteCodeError(
-            f"{folder} needs Python code of its own ({', '.join(sorted(settings['auto_map']))})",
-            hint="read that code, then allow it with trust_remote_code",
-        )
     if kind is None:
         hint = "config.json of a transformers model names it; is this another library's folder?"
         raise SourceError(f"{folder / 'config.json'} names no model_type", hint=hint)
@@ -150,6 +158,15 @@ def _check_code(folder: Path, settings: Mapping[str, Any], options: Options) -> 
         f"transformers {transformers.__version__} does not know the architecture '{kind}' of {folder}",
         hint="a newer transformers may; or wrap the model in a Python factory: py:package.module:factory",
     )
+
+
+def _refuse_class_of_transformers(folder: Path, settings: Mapping[str, Any], model: Any) -> None:
+    """Code for `AutoModel` that was allowed must be what runs: nobody asked for transformers' own class."""
+    if "AutoModel" in _code.model_classes(settings) and type(model).__module__.startswith("transformers."):
+        raise SourceError(
+            f"{folder} names code of its own for AutoModel, and transformers ran its own {type(model).__name__}",
+            hint="wrap the model in a Python factory: py:package.module:factory",
+        )
 
 
 @contextmanager

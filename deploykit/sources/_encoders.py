@@ -214,11 +214,17 @@ def feature_map(output: Any) -> Tensor:
 
 def pooler_output(output: Any) -> Tensor:
     """What the model pools by itself, as [batch, dim]: convolutional models leave two axes of size 1."""
-    pooled = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    pooled = output if isinstance(output, Tensor) else own_embedding(output)
     if pooled is None:
         raise SourceError("the model has no pooled output of its own", hint="choose the pooling mean or cls")
     flat: Tensor = pooled.flatten(1)
     return flat
+
+
+def own_embedding(output: Any) -> Tensor | None:
+    """The vector that a model makes by itself: projected into the common space if it is a tower, else pooled."""
+    given = (getattr(output, name, None) for name in ("text_embeds", "image_embeds", "audio_embeds", "pooler_output"))
+    return next((vector for vector in given if vector is not None), None)
 
 
 def only_tensor(output: Any) -> Tensor:

@@ -54,6 +54,8 @@ def decide_pooling(checkpoint: Checkpoint, options: Options, inputs: torch.Tenso
     """
     import torch
 
+    from deploykit.sources._encoders import own_embedding, pooler_output
+
     if checkpoint.method != "forward":
         return "pooler", "the tower pools by itself", 2
 
@@ -73,8 +75,8 @@ def decide_pooling(checkpoint: Checkpoint, options: Options, inputs: torch.Tenso
     rank = 2 if hidden is None else int(hidden.ndim)
     if options.pooling is not None:
         return options.pooling, "asked for", rank
-    if getattr(output, "pooler_output", None) is not None:
-        if not depends_on(list(checkpoint.missing.values()), lambda: call().pooler_output):
+    if own_embedding(output) is not None:
+        if not depends_on(list(checkpoint.missing.values()), lambda: pooler_output(call())):
             return "pooler", "the model's own pooled output", rank
         untrained = "its pooler's weights are missing"
     else:

@@ -18,8 +18,8 @@ from deploykit.errors import BundleError, SourceError, nearest
 from deploykit.runtime.manifest import TensorSpec
 from deploykit.runtime.preprocess import audio, image
 from deploykit.runtime.preprocess.logmel import LogMel
+from deploykit.sources import _code, _processor_learned
 from deploykit.sources import _processor_defaults as defaults
-from deploykit.sources import _processor_learned
 
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's numbers, which the JSON files hold, by position."""
@@ -106,6 +106,7 @@ def _preprocessing(kind: str, options: image.Options | audio.Options, *inputs: T
 
 def _settings(folder: Path, part: str, overrides: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
     """The class name without suffix and what its JSON says, without nulls and without keys that change nothing."""
+    _code.refuse_processor(folder, {name: _json(folder / name) for name in _code.PROCESSOR_FILES})
     nested = _json(folder / "processor_config.json").get(part)
     found = nested if isinstance(nested, dict) else _json(folder / "preprocessor_config.json")
     found = {**found, **(overrides or {})}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import MissingError, SourceError
 from deploykit.runtime.manifest import TensorSpec
-from deploykit.sources import Options
+from deploykit.sources import Options, _code
 from deploykit.sources._assemble import explained
 from deploykit.sources._checkpoint import first_line, quiet
 
@@ -27,6 +27,13 @@ UNBOUNDED_MAX_LENGTH = 512
 
 _TOO_LARGE = 10**6  # transformers writes 1e30 for "no maximum"
 _PROBE = "a"
+_PROBES = (
+    "",
+    "The cat's 2 naïve ÜBER-dogs, (e.g.) the 漢字 かな 😀!",
+    "  the \t end\n of it  ",
+    "the end of a long text about a cat " * 12,
+)
+_PROBE_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ def read_tokenizer(folder: Path, options: Options, *, lower_case: bool = False) 
     """The fast tokenizer of a folder as transformers runs it; `SourceError` when there is none."""
     from transformers import AutoTokenizer
 
+    _code.refuse_tokenizer(folder, options)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -153,8 +161,10 @@ def text_input(tokenizer: Any, rows: int | None, accepts_types: bool, max_length
         hint = "only token types of 0 are carried into a bundle: export the model as tensors with py:"
         raise SourceError(f"{type(tokenizer).__name__} gives token types that are not all 0", hint=hint)
     pad = tokenizer.pad_token_id
+    path = _write(tokenizer)
+    _refuse_difference(tokenizer, path)
     return TextInput(
-        tokenizer=_write(tokenizer),
+        tokenizer=path,
         max_length=max_length,
         pad_id=0 if pad is None else int(pad),
         padding_side=str(tokenizer.padding_side),
@@ -185,6 +195,21 @@ def _write(tokenizer: Any) -> Path:
     path = scratch_folder() / "tokenizer.json"
     path.write_text(json.dumps(data, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     return path
+
+
+def _refuse_difference(tokenizer: Any, path: Path) -> None:
+    """`SourceError` where the class does in Python what its file does not: a bundle has the file alone."""
+    from tokenizers import Tokenizer
+
+    own = Tokenizer.from_file(str(path))
+    own.enable_truncation(_PROBE_LENGTH, direction=str(tokenizer.truncation_side))
+    for probe in _PROBES:
+        want = tokenizer(probe, truncation=True, max_length=_PROBE_LENGTH)["input_ids"]
+        if own.encode(probe).ids != list(want):
+            raise SourceError(
+                f"{type(tokenizer).__name__} gives other ids for {probe[:30]!r} than its own tokenizer.json",
+                hint="it does a part of its work in Python, which no bundle carries: export it as tensors with py:",
+            )
 
 
 def scratch_folder() -> Path:

@@ -83,13 +83,15 @@ def _text(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
 
 def _pooled(checkpoint: Checkpoint, options: Options) -> Pooled:
     """The pooling asked for, else the mean; a tower pools by itself."""
-    from deploykit.sources._checkpoint import POOLINGS_OF_DECODERS
+    from deploykit.sources._checkpoint import POOLINGS_OF_DECODERS, PROJECTED
     from deploykit.sources._encoders import stages
     from deploykit.sources._text_encoder import Pooled
 
     behind = stages(options, bool(options.normalize))
     if checkpoint.method != "forward":
         return Pooled((), behind, "the tower pools by itself", True)
+    if checkpoint.architecture.endswith(PROJECTED) and not options.pooling:
+        return Pooled((), behind, "the tower pools and projects by itself", True)
     reason = "asked for" if options.pooling else "mean over the tokens, because the folder names no pooling"
     pooling = options.pooling or "mean"
     modes = () if pooling == "pooler" else (pooling,)
