@@ -24,7 +24,7 @@ class Shape:
     """How the inputs of one call are batched.
 
     ``chunk`` inputs are preprocessed at a time. ``pads``: inputs of different sizes may share a batch, since a mask
-    marks the padding. ``lanes`` is how many batches run at once.
+    marks the padding, or all are padded to the same width. ``lanes`` is how many batches run at once.
     """
 
     budget: Budget
@@ -75,7 +75,8 @@ def shape_of(
     fixed = [spec.shape[0] for spec in card.inputs if isinstance(spec.shape[0], int)]
     rows = min(batch_size or (2**31 if batch_tokens else default.rows), proven, *fixed)
     cost = batch_tokens or (2**31 if batch_size else default.cost)
-    pads = any("mask" in spec.name for spec in card.inputs)
+    one_width = card.modality == "text" and all(isinstance(spec.shape[-1], int) for spec in card.inputs)
+    pads = one_width or any("mask" in spec.name for spec in card.inputs)
     return Shape(Budget(cost, rows), _CHUNKS[card.modality], pads, lanes)
 
 

@@ -26,7 +26,7 @@ MakeInputs = Callable[[int, Mapping[str, int], int], "dict[str, torch.Tensor]"]
 
 # A padded row whose cosine to the same input alone is not above this would fail the proof of fp32 (0.99999); the sums
 # of a padded batch alone, in another order, stay far above.
-_UNCHANGED = 0.999995
+UNCHANGED = 0.999995
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _without_padding(parts: Parts) -> tuple[Parts, list[str]]:
     if all(len(sizes) == 1 for sizes in parts.sizes.values()):
         return parts, []  # every input is padded to the same size, whatever stands beside it
     cosine = _padded_cosine(parts)
-    if cosine > _UNCHANGED:
+    if cosine > UNCHANGED:
         return parts, []
     found = f"padding changes its vectors (cosine {cosine:.4f} on a random input)"
     if parts.unpadded is None:

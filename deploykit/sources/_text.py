@@ -19,13 +19,8 @@ from deploykit.sources._checkpoint import first_line, quiet
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 TOKENIZER = "preprocess/tokenizer.json"
-UNBOUNDED_MAX_LENGTH = 512
-"""Tokens, for models whose files name no maximum (relative positions)."""
-
-_TOO_LARGE = 10**6  # transformers writes 1e30 for "no maximum"
 _PROBE = "a"
 _PROBES = (
     "",
@@ -42,7 +37,8 @@ class TextInput:
 
     ``prefix`` and ``suffix`` are the special ids around every text, ``vocabulary`` the number of ids to draw from,
     without ``special``. ``zero_types``: the encoder gets token types, which are all 0 and are made inside the graph.
-    ``fixed``: every batch is ``max_length`` wide. ``masked`` False: nothing is padded, so there is no mask.
+    ``fixed``: every batch is ``max_length`` wide. ``masked`` False: there is no mask, and nothing is padded but to a
+    fixed length. ``notes`` are for the user.
     """
 
     tokenizer: Path
@@ -59,6 +55,7 @@ class TextInput:
     default_prompt: str | None = None
     fixed: bool = False
     masked: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -85,7 +82,7 @@ class TextInput:
         }
 
     def make(self, batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
-        """Random texts: row 0 fills ``sizes["length"]``, the others are shorter and padded, where there is a mask."""
+        """Random texts: row 0 fills ``sizes["length"]``, the others are shorter and padded, where rows are padded."""
         import torch
 
         length = sizes["length"]
@@ -93,7 +90,7 @@ class TextInput:
         ids = torch.full((batch, length), self.pad_id, dtype=torch.int64)
         mask = torch.zeros((batch, length), dtype=torch.int64)
         for row in range(batch):
-            count = max(1, length - (row * max(length, batch)) // batch) if self.masked else length
+            count = max(1, length - (row * max(length, batch)) // batch) if self.masked or self.fixed else length
             start = length - count if self.padding_side == "left" else 0
             ids[row, start : start + count] = self._text(count, generator)
             mask[row, start : start + count] = 1
@@ -174,6 +171,7 @@ def text_input(tokenizer: Any, rows: int | None, accepts_types: bool, max_length
         special=frozenset(int(i) for i in tokenizer.all_special_ids),
         vocabulary=_vocabulary(tokenizer, rows),
         zero_types=has_types,
+        masked="attention_mask" in tokenizer.model_input_names,
     )
 
 
@@ -212,46 +210,17 @@ def _refuse_difference(tokenizer: Any, path: Path) -> None:
             )
 
 
+def ordinary_token(tokenizer: Any) -> int:
+    """The first id of the vocabulary that has no special meaning."""
+    special = set(tokenizer.all_special_ids)
+    return next((i for i in sorted(tokenizer.get_vocab().values()) if i not in special), 0)
+
+
 def scratch_folder() -> Path:
     """A folder that goes away when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="deploykit-source-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def decide_max_length(options: Options, declared: int | None, tokenizer: Any, positions: int | None) -> int:
-    """Tokens a text may have: as asked, else as declared, else as the tokenizer says; never more than the positions.
-
-    Raises `SourceError` when more is asked than the model has positions.
-    """
-    if options.max_length is not None and options.fixed_length is not None:
-        raise SourceError(
-            "max_length and fixed_length are both given", hint="fixed_length is the longest too: leave one"
-        )
-    for name, asked in (("max_length", options.max_length), ("fixed_length", options.fixed_length)):
-        if asked is None:
-            continue
-        if asked < 1 or (positions is not None and asked > positions):
-            hint = f"the model has {positions or 'any number of'} positions"
-            raise SourceError(f"{name} {asked} is not possible", hint=hint)
-        return asked
-    own = int(tokenizer.model_max_length) if tokenizer.model_max_length < _TOO_LARGE else None
-    wanted = declared or own or positions or UNBOUNDED_MAX_LENGTH
-    return min(wanted, positions) if positions is not None else wanted
-
-
-def positions_of(body: nn.Module, config: Any) -> int | None:
-    """The longest input that a model has positions for, None where nothing bounds it.
-
-    RoBERTa and its kin count positions from behind the padding id, so their table is longer than the longest text.
-    """
-    from torch import nn
-
-    for name, module in body.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    declared = getattr(config, "max_position_embeddings", None)
-    return int(declared) if isinstance(declared, int) and declared > 0 else None
 
 
 def length_sizes(max_length: int, head_size: int | None) -> dict[str, tuple[int, ...]]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from deploykit.errors import SourceError
 from deploykit.runtime.manifest import TensorSpec
-from deploykit.sources import _folder
+from deploykit.sources import Options, _folder
 from deploykit.sources._assemble import MakeInputs, Parts
 from deploykit.sources._checkpoint import Checkpoint, first_line, no_encoder, provenance
+from deploykit.sources._padding import Published, as_published, pools_at_the_end
 from deploykit.sources._text import TOKENIZER, TextInput, head_size_of, is_causal
 
 if TYPE_CHECKING:
@@ -47,20 +48,25 @@ class Pooled:
         return bool(self.stages) and isinstance(self.stages[-1], Normalize)
 
 
-def text_parts(kind: str, folder: Path, checkpoint: Checkpoint, given: TextInput, pooled: Pooled) -> Parts:
+def text_parts(
+    kind: str,
+    folder: Path,
+    checkpoint: Checkpoint,
+    given: TextInput,
+    pooled: Pooled,
+    options: Options,
+    published: Published | None = None,
+) -> Parts:
     """Join body, pooling and tokenizer; refuses a decoder whose pooling nobody chose, unless it pools by itself.
 
     A decoder is padded on the right, where padding can neither be seen by its tokens nor shift their positions.
+    ``published``: how its processor pads and cuts texts.
     """
-    module = _encoder(checkpoint, given, pooled)
-    if pooled.modes and is_causal(checkpoint.architecture, module.tokens, given):
-        if pooled.by_default and _pools_by_itself(checkpoint, given):  # CLIP's texts: the vector of the last token
-            pooled = replace(pooled, modes=(), reason="a decoder that pools by itself")
-            module = _encoder(checkpoint, given, pooled)
-        elif not pooled.for_decoders:
-            raise no_encoder(checkpoint.architecture, folder)
-        given = replace(given, padding_side="right")
+    module, given, pooled = _settled(folder, checkpoint, given, pooled)
+    name = checkpoint.architecture
+    given = as_published(name, module, given, options, published, by_itself=not pooled.modes)
     facts = provenance(kind, folder, checkpoint, pooled.reason)
+    facts["notes"] += given.notes
     sizes, why = _working_lengths(module, given, given.sizes(head_size_of(checkpoint.config)))
     if why:
         least = min(sizes["length"])
@@ -84,6 +90,23 @@ def text_parts(kind: str, folder: Path, checkpoint: Checkpoint, given: TextInput
     return replace(parts, unpadded=lambda: _unpadded(parts, given))
 
 
+def _settled(
+    folder: Path, checkpoint: Checkpoint, given: TextInput, pooled: Pooled
+) -> tuple[TextEncoder, TextInput, Pooled]:
+    """The encoder with the pooling that it is meant for, and the side on which it can be padded."""
+    if pooled.by_default and _pools_at_the_end(checkpoint, given):
+        pooled = replace(pooled, modes=(), reason="the model pools by itself, at the last place of a row")
+    module = _encoder(checkpoint, given, pooled)
+    if not pooled.modes or not is_causal(checkpoint.architecture, module.tokens, given):
+        return module, given, pooled
+    if pooled.by_default and _pools_by_itself(checkpoint, given):  # CLIP's texts: the vector of the last token
+        pooled = replace(pooled, modes=(), reason="a decoder that pools by itself")
+        module = _encoder(checkpoint, given, pooled)
+    elif not pooled.for_decoders:
+        raise no_encoder(checkpoint.architecture, folder)
+    return module, replace(given, padding_side="right"), pooled
+
+
 def _encoder(checkpoint: Checkpoint, given: TextInput, pooled: Pooled) -> TextEncoder:
     from deploykit.sources._encoders import Head, TextEncoder, last_hidden_state, pooler_output
 
@@ -104,6 +127,15 @@ def _pools_by_itself(checkpoint: Checkpoint, given: TextInput) -> bool:
     except SourceError:
         return False
     return not torch.allclose(one, other, atol=1e-6)
+
+
+def _pools_at_the_end(checkpoint: Checkpoint, given: TextInput) -> bool:
+    """Whether the model has a pooled output of its own that is a fixed place's: SigLIP's texts by themselves."""
+    probe = _encoder(checkpoint, given, Pooled((), (), "", for_decoders=True))
+    try:
+        return pools_at_the_end(checkpoint.architecture, probe, given)
+    except SourceError:
+        return False
 
 
 def _unpadded(parts: Parts, given: TextInput) -> tuple[tuple[TensorSpec, ...], MakeInputs]:

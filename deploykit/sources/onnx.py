@@ -20,13 +20,20 @@ from deploykit.sources._assemble import middle, truncated
 from deploykit.sources._options import only
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+    from deploykit.sources import _limits
+
+Runs = Callable[[Mapping[str, "np.ndarray"]], bool]
+"""Whether the graph runs on these inputs."""
 
 KIND = "onnx"
 
 _TAKEN_BY_TENSORS = ("pooling", "normalize", "dim", "preprocess")
 _TAKEN = (*_TAKEN_BY_TENSORS, "max_length", "prompts")
-_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+_MASK = "attention_mask"
+_TEXT_INPUTS = {"input_ids", _MASK, "token_type_ids"}
 _SIZES = (1, 2, 7, 16, 32, 64, 128, 224)
 
 
@@ -40,6 +47,7 @@ class Feeding:
     make: Callable[[int, Mapping[str, int], int], dict[str, torch.Tensor]]
     sizes: Mapping[str, tuple[int, ...]]
     files: Mapping[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def matches(spec: str) -> bool:
@@ -77,7 +85,8 @@ def open(spec: str, options: Options) -> Source:
     model = graph.load(path)
     specs = graph.inputs_of(model, path.name)
     output = graph.output_of(model, options, path.name)
-    feeding = _feeding(_home(path), specs, options)
+    run = graph.runner(path, output, path.name)
+    feeding = _feeding(_home(path), specs, options, lambda feeds: graph.succeeds(partial(run, feeds)))
     options = _renormalized(path, output, feeding, options)
     name = "sentence_embedding" if feeding.modality == "text" else f"{feeding.modality}_embedding"
     taken = {n for node in model.graph.node for n in node.output} - {output}
@@ -128,6 +137,7 @@ def _finish(path: Path, ready: Path, feeding: Feeding, output: str, options: Opt
         raise SourceError(f"{path.name} gives {list(got.shape)} for a batch of 2, or NaN, not [2, dim]", hint=hint)
     dim = int(got.shape[1])
     notes = [truncated(path.name, options.dim, dim, bool(options.normalize))] if options.dim else []
+    notes += feeding.notes
     card = Card(
         name=path.stem,
         modality=feeding.modality,
@@ -154,13 +164,13 @@ def _home(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "onnx" else path.parent
 
 
-def _feeding(home: Path, specs: tuple[TensorSpec, ...], options: Options) -> Feeding:
+def _feeding(home: Path, specs: tuple[TensorSpec, ...], options: Options, runs: Runs) -> Feeding:
     names = {spec.name for spec in specs}
     if options.preprocess == "none":
         only(options, _TAKEN_BY_TENSORS, "the bundle takes ready tensors")
         return _tensors(specs)
     if "input_ids" in names and (home / "tokenizer.json").exists():
-        return _text(home, specs, options)
+        return _text(home, specs, options, runs)
     only(options, _TAKEN_BY_TENSORS, f"there is no tokenizer.json in {home}")
     processors = ("preprocessor_config.json", "processor_config.json")
     if names == {"pixel_values"} and any((home / name).exists() for name in processors):
@@ -168,7 +178,8 @@ def _feeding(home: Path, specs: tuple[TensorSpec, ...], options: Options) -> Fee
     return _tensors(specs)
 
 
-def _text(home: Path, specs: tuple[TensorSpec, ...], options: Options) -> Feeding:
+def _text(home: Path, specs: tuple[TensorSpec, ...], options: Options, runs: Runs) -> Feeding:
+    from deploykit.sources import _limits, _padding
     from deploykit.sources import _text as text
 
     extra = sorted({spec.name for spec in specs} - _TEXT_INPUTS)
@@ -176,28 +187,49 @@ def _text(home: Path, specs: tuple[TensorSpec, ...], options: Options) -> Feedin
         hint = "export it again with input_ids, attention_mask and token_type_ids alone"
         raise SourceError(f"the model takes {', '.join(extra)}, which no tokenizer gives", hint=hint)
     tokenizer = text.read_tokenizer(home, options)
-    given = text.text_input(tokenizer, None, False, _max_length(home, tokenizer, options))
-    given = replace(given, prompts=dict(options.prompts or {}))
+    width = _padding.width_of_graph(home, specs)
+    given = replace(text.text_input(tokenizer, None, False, width or 1), prompts=dict(options.prompts or {}))
+    given = replace(given, fixed=width is not None, masked=_MASK in {spec.name for spec in specs})
 
     def make(batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         import torch
 
         tensors = given.make(batch, sizes, seed)
+        tensors.setdefault(_MASK, torch.ones_like(tensors["input_ids"]))
         tensors["token_type_ids"] = torch.zeros_like(tensors["input_ids"])
         return {spec.name: tensors[spec.name].to(getattr(torch, spec.dtype)) for spec in specs}
 
+    def works(length: int) -> bool:
+        return runs({name: tensor.numpy() for name, tensor in make(1, {"length": length}, 0).items()})
+
+    if width is not None and options.max_length not in (None, width):
+        fact = f"max_length {options.max_length} is not possible: every text is padded to {width} tokens"
+        raise SourceError(fact, hint="leave it out")
+    length = _limits.Length(width) if width else _length(home, tokenizer, options, works)
+    given = replace(given, max_length=length.tokens, notes=length.notes)
     files = {text.TOKENIZER: given.tokenizer}
-    return Feeding("text", specs, given.preprocess(), make, text.length_sizes(given.max_length, None), files)
+    return Feeding("text", specs, given.preprocess(), make, given.sizes(None), files, given.notes)
 
 
-def _max_length(home: Path, tokenizer: Any, options: Options) -> int:
-    from deploykit.sources._text import decide_max_length
+def _length(home: Path, tokenizer: Any, options: Options, works: Callable[[int], bool]) -> _limits.Length:
+    """As the files say; never more than the graph runs on, which is tried out."""
+    from deploykit.sources import _limits
 
-    settings = home / "config.json"
-    positions = _folder.read_table(settings).get("max_position_embeddings") if settings.exists() else None
     declared = home / "sentence_bert_config.json"
     limit = _folder.read_table(declared).get("max_seq_length") if declared.exists() else None
-    return decide_max_length(options, limit, tokenizer, positions)
+    settings = home / "config.json"
+    trained = _folder.read_table(settings).get("max_position_embeddings") if settings.exists() else None
+    said = _limits.said_by_files(home, tokenizer)
+    wanted = _limits.decide(options, limit, said, _limits.Bound(trained=trained))
+    if works(wanted.tokens):
+        return wanted
+    low, high = 0, wanted.tokens
+    while high - low > 1:
+        middle_length = (low + high) // 2
+        low, high = (middle_length, high) if works(middle_length) else (low, middle_length)
+    if low == 0:
+        return wanted  # what is wrong is not the length, and is said when the model is run
+    return _limits.decide(options, limit, said, _limits.Bound(low, f"the model runs on {low} tokens at most", trained))
 
 
 def _image(home: Path, spec: TensorSpec) -> Feeding:

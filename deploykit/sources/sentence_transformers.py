@@ -75,7 +75,7 @@ def identify(spec: str, options: Options) -> Identity:
 
 def open(spec: str, options: Options) -> Source:
     """Load the chain of modules as one torch module, in float32."""
-    from deploykit.sources import _assemble, _checkpoint
+    from deploykit.sources import _assemble, _checkpoint, _limits
     from deploykit.sources import _text as text
     from deploykit.sources._text_encoder import Pooled, text_parts
 
@@ -92,15 +92,16 @@ def open(spec: str, options: Options) -> Source:
         hint = "export the folder of the transformers model in it by itself"
         raise SourceError(f"{folder} encodes {checkpoint.modality}, not text", hint=hint)
     tokenizer = text.read_tokenizer(inner, options, lower_case=bool(settings.get("do_lower_case")))
-    positions = text.positions_of(checkpoint.body, checkpoint.config)
-    max_length = text.decide_max_length(options, settings.get("max_seq_length"), tokenizer, positions)
+    bound = _limits.bound_of(checkpoint, text.ordinary_token(tokenizer))
+    said = _limits.said_by_files(inner, tokenizer)
+    length = _limits.decide(options, settings.get("max_seq_length") or _limits.capped(said, bound), said, bound)
     rows = getattr(checkpoint.config, "vocab_size", None)
-    given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), max_length)
+    given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), length.tokens)
     fixed = options.fixed_length is not None
-    given = replace(given, prompts=encoding.prompts, default_prompt=encoding.default, fixed=fixed)
+    given = replace(given, prompts=encoding.prompts, default_prompt=encoding.default, fixed=fixed, notes=length.notes)
     reason = "asked for" if options.pooling else "as the folder's Pooling module says"
     pooled = Pooled(modes, _stages(modules, options, encoding.dim), reason, for_decoders=True)
-    parts = text_parts(KIND, folder, checkpoint, given, pooled)
+    parts = text_parts(KIND, folder, checkpoint, given, pooled, options)
     return _assemble.assemble(replace(parts, outputs=tuple(options.outputs or ())), checkpoint.missing)
 
 

@@ -70,15 +70,21 @@ def _taken(modality: str) -> tuple[str, ...]:
 
 
 def _text(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
+    from deploykit.sources import _limits, _padding
     from deploykit.sources import _text as text
     from deploykit.sources._text_encoder import text_parts
 
     tokenizer = text.read_tokenizer(folder, options)
-    max_length = text.decide_max_length(options, None, tokenizer, text.positions_of(checkpoint.body, checkpoint.config))
+    bound = _limits.bound_of(checkpoint, text.ordinary_token(tokenizer))
+    published = _padding.published(folder, tokenizer, str(getattr(checkpoint.body.config, "model_type", "")))
+    said = _limits.said_by_files(folder, tokenizer)
+    length = _limits.decide(options, published.longest, said, bound)
+    published = replace(published, full=_limits.unasked(published.longest, said, bound))
     rows = getattr(checkpoint.config, "vocab_size", None)
-    given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), max_length)
-    given = replace(given, fixed=options.fixed_length is not None, prompts=dict(options.prompts or {}))
-    return text_parts(KIND, folder, checkpoint, given, _pooled(checkpoint, options))
+    given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), length.tokens)
+    prompts, fixed = dict(options.prompts or {}), options.fixed_length is not None
+    given = replace(given, fixed=fixed, prompts=prompts, notes=length.notes)
+    return text_parts(KIND, folder, checkpoint, given, _pooled(checkpoint, options), options, published)
 
 
 def _pooled(checkpoint: Checkpoint, options: Options) -> Pooled:
