@@ -68,7 +68,12 @@ _TEXT = (
     text("big-bird-block-sparse", "BigBirdConfig", {**BERT, "max_position_embeddings": 140, "block_size": 8}),
     text("big-bird-full", "BigBirdConfig", {**BERT, "attention_type": "original_full"}),
     text("camembert", "CamembertConfig", BERT),
-    text("canine", "CanineConfig", {**WIDE, "max_position_embeddings": 140, "local_transformer_stride": 16}),
+    text(
+        "canine",
+        "CanineConfig",
+        {**WIDE, "max_position_embeddings": 140, "local_transformer_stride": 16},
+        fixed_length=128,
+    ),
     text("clip-text", "CLIPConfig", TOWERS, tower="text"),
     text("convbert", "ConvBertConfig", {**BERT, **_EMBEDS}),
     text("data2vec-text", "Data2VecTextConfig", BERT),
@@ -92,6 +97,7 @@ _TEXT = (
         {"vocab_size": VOCABULARY, "block_sizes": [1, 1], "block_repeats": [1, 1], "d_model": 48, "n_head": 4}
         | {"d_head": 12, "d_inner": 88},
         "FunnelModel",
+        fixed_length=64,
     ),
     text("gemma3-text", "Gemma3TextConfig",
           {**LLAMA, "sliding_window": 12, "use_bidirectional_attention": True}),

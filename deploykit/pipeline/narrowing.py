@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deploykit import sources
 from deploykit.errors import DeploykitError, ExportError, ProofError
@@ -12,6 +13,10 @@ from deploykit.graph.export import Exported, ExportOptions, export
 from deploykit.graph.prove import Case
 from deploykit.pipeline import child
 from deploykit.sources import Options, Source
+from deploykit.sources._assemble import UNCHANGED
+
+_ROWS = 4
+"""Texts that are compared: one as long as can be, the others shorter."""
 
 
 def export_or_narrow(
@@ -20,7 +25,7 @@ def export_or_narrow(
     """Open ``model`` and export it below ``out``; with the cases of its proof.
 
     A text encoder whose length no exporter keeps dynamic gets its longest one alone, which is in the notes, the limits
-    and the inputs of the card. Raises as `export` does.
+    and the inputs of the card, unless padding to it changes the vectors. Raises as `export` does.
     """
     source = sources.open_source(model, options)
     try:
@@ -30,6 +35,13 @@ def export_or_narrow(
             raise
         longest = max(source.sizes["length"])
         fixed = sources.open_source(model, replace(options, max_length=None, fixed_length=longest))
+        cosine = _padded_cosine(source, fixed, longest)
+        if cosine <= UNCHANGED:
+            error.hint = (
+                f"{error.hint}; one length for all would change the vectors of shorter texts (cosine {cosine:.4f} to "
+                f"those of the texts alone): fixed_length = {longest} if that is wanted"
+            )
+            raise
         try:
             exported, cases = export(fixed, replace(how, seconds=child.seconds_left()), out)
         except Exception:
@@ -40,6 +52,33 @@ def export_or_narrow(
             f"keeps other lengths: {reason.message}"
         )
         return fixed, replace(exported, notes=(*exported.notes, note)), cases
+
+
+def _padded_cosine(source: Source, fixed: Source, longest: int) -> float:
+    """The worst cosine of texts padded to ``longest`` tokens to the same texts alone; 1 where nothing can be compared.
+
+    It is low where the model sees padding, and where it takes the length of its input for that of the text.
+    """
+    if source.module is None or fixed.module is None:
+        return 1.0
+    import torch
+
+    worst = 1.0
+    padded = fixed.make_inputs(_ROWS, {"length": longest}, 0)
+    taken = {spec.name for spec in source.card.inputs}
+    with torch.inference_mode():
+        together = _embedding(fixed.module(**padded)).double()
+        for row, mask in enumerate(padded.get("attention_mask", ())):
+            kept = mask.nonzero().flatten()
+            text = {name: tensor[row : row + 1, kept] for name, tensor in padded.items() if name in taken}
+            alone = _embedding(source.module(**text)).double()
+            worst = min(worst, torch.nn.functional.cosine_similarity(together[row], alone[0], dim=0).item())
+    return worst
+
+
+def _embedding(output: Any) -> Any:
+    """The first output: others that were asked for stand behind it."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _is_the_length(error: ExportError | ProofError, source: Source) -> bool:

@@ -7,7 +7,7 @@ the longest text of a batch are those of the export only up to the length at whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ LONGEST_UNASKED = 8192
 _TOO_LARGE = 10**6  # transformers writes 1e30 for "no maximum"
 _TRIED = 2048  # one pass over a text of so many tokens is cheap enough to see whether the model reads one more
 _PAIRS = ((4, 6), (32, 34), (256, 258))  # lengths whose lookups are compared; some models fail on short texts
+
+Lookup = tuple[int, int, int]
+"""Rows of a table, the number of ids that are looked up in it, and the largest of them."""
 
 
 @dataclass(frozen=True)
@@ -139,26 +142,35 @@ def _positions(checkpoint: Checkpoint, token: int, trained: int | None) -> int |
         first, second = _lookups(checkpoint, token, short), _lookups(checkpoint, token, long)
         if first is None or second is None or len(first) != len(second):
             continue
-        bounds = []
-        for (rows, count, top), (same, more, next_top) in zip(first, second, strict=True):
-            # A position costs a row: two tokens more look up two rows more. Others look up pairs of tokens, which are
-            # relative positions, or the tokens themselves, which are all the same here.
-            if rows == same and (count, more) == (short, long) and next_top - top == long - short:
-                bounds.append(rows - (top - short + 1))
-        if bounds:
-            return min(bounds)
-        if trained is None or trained > _TRIED or _rotates(checkpoint.body):
-            return None
-        return trained if _lookups(checkpoint, token, trained + 1) is None else None
+        most = min(_rows(short, long, first, second), default=None)
+        if trained is None or trained > _TRIED or (most is None and _rotates(checkpoint.body)):
+            return most
+        if most is not None and most <= trained:
+            return most
+        # Some slice a table, or a buffer of positions, in ways that no lookup shows.
+        return trained if _lookups(checkpoint, token, trained + 1) is None else most
     return trained
 
 
-def _lookups(checkpoint: Checkpoint, token: int, length: int) -> list[tuple[int, int, int]] | None:
-    """(rows of the table, ids, largest id) of each lookup while one text is read; None if the model fails on it."""
+def _rows(short: int, long: int, first: Sequence[Lookup], second: Sequence[Lookup]) -> Iterator[int]:
+    """How many tokens each table of positions has rows for, from the lookups in a short and in a long text."""
+    for (rows, count, top), (same, more, next_top) in zip(first, second, strict=True):
+        # A position costs a row: two tokens more look up two rows more. Others look up pairs of tokens, which are
+        # relative positions, or the tokens themselves, which are all the same here. Some fill a window with padding.
+        if rows != same or (count, more) == (short * short, long * long):
+            continue
+        if next_top - top == long - short:
+            yield rows - (top - short + 1)
+        elif more == next_top + 1 > long and next_top > top:
+            yield rows
+
+
+def _lookups(checkpoint: Checkpoint, token: int, length: int) -> list[Lookup] | None:
+    """Every lookup while one text is read; None if the model fails on it."""
     import torch
     from torch.overrides import TorchFunctionMode
 
-    found: list[tuple[int, int, int]] = []
+    found: list[Lookup] = []
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

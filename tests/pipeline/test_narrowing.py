@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from deploykit.errors import ExportError, ProofError
@@ -120,3 +122,27 @@ def test_where_one_length_fails_too_the_first_reason_stands(made, tmp_path):
     with pytest.raises(ExportError) as caught:
         narrowing.export_or_narrow("it", Options(), ExportOptions(), tmp_path)
     assert caught.value is failure
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_a_length_is_no_way_out_where_padding_changes_the_vectors(made, tmp_path, sees):
+    torch = pytest.importorskip("torch")
+
+    def module(input_ids, attention_mask=None):
+        mask = 1 if sees or attention_mask is None else attention_mask
+        total = (input_ids * mask).sum(dim=1, keepdim=True).double()
+        return torch.cat([torch.cos(total), torch.sin(total)], dim=1)
+
+    def make(batch, sizes, seed):
+        length = sizes["length"]
+        mask = (torch.arange(length)[None] < length - 5 * torch.arange(batch)[:, None]).long()
+        return {"input_ids": torch.full((batch, length), 2), "attention_mask": mask}
+
+    made(replace(a_source(), module=module, make_inputs=make), failure := frozen("length"))
+    if not sees:
+        assert narrowing.export_or_narrow("it", Options(), ExportOptions(), tmp_path)[1].notes[0] == "before"
+        return
+    with pytest.raises(ExportError) as caught:
+        narrowing.export_or_narrow("it", Options(), ExportOptions(), tmp_path)
+    assert caught.value is failure
+    assert "fixed_length = 64" in failure.hint

@@ -97,19 +97,21 @@ def test_relative_positions_that_are_clamped_bound_nothing(tmp_path):
     assert source.card.preprocess["max_length"] == 200
 
 
-@pytest.mark.parametrize("kind", ["Opt", "Roberta", "GPT2"])
+@pytest.mark.parametrize("kind", ["Opt", "Roberta", "GPT2", "Longformer"])
 def test_a_table_of_positions_is_the_bound_whatever_the_config_says(tmp_path, kind):
-    """OPT's rows begin at 2, RoBERTa's behind the padding id, GPT-2 calls the number of them otherwise."""
+    """OPT's rows begin at 2, RoBERTa's behind the padding id, GPT-2 names them otherwise, Longformer fills windows."""
     config = {
         "Opt": lambda: transformers.OPTConfig(
             vocab_size=113, hidden_size=24, num_hidden_layers=1, num_attention_heads=3, ffn_dim=40,
             max_position_embeddings=38, word_embed_proj_dim=24, pad_token_id=0),
         "Roberta": lambda: transformers.RobertaConfig(**SIZES, max_position_embeddings=39),
+        "Longformer": lambda: transformers.LongformerConfig(
+            **SIZES, max_position_embeddings=39, attention_window=8, sep_token_id=3),
         "GPT2": lambda: transformers.GPT2Config(n_embd=24, n_layer=1, n_head=3, n_positions=38, vocab_size=113),
     }[kind]()  # fmt: skip
     saved(lambda: transformers.AutoModel.from_config(config), tmp_path, 200)
     settings = json.loads((tmp_path / "config.json").read_text())
-    pooling = {} if kind == "Roberta" else {"pooling": "last"}
+    pooling = {} if kind in ("Roberta", "Longformer") else {"pooling": "last"}
     source = open_source(str(tmp_path), Options(**pooling))
     assert max(source.sizes["length"]) == 38
     assert np.isfinite(source.module(**source.make_inputs(2, {"length": 38}, 0)).detach()).all()
