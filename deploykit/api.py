@@ -39,6 +39,7 @@ def export(
     outputs: Sequence[str] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    judge: bool = True,
     report: bool = True,
 ) -> Bundle:
     """Build a bundle from a trained encoder; what is None is as the source or the recipe's defaults say.
@@ -48,8 +49,9 @@ def export(
     "none" is no budget), ``sm`` are compute capabilities ("8.9") for which TensorRT engines are built ahead of time.
     ``pooling`` to ``outputs`` are the options of `deploykit.sources.Options`: ``dim=256`` keeps the first 256 numbers
     of a vector, and with ``prompts={"query": "query: "}`` a call ``encode(texts, kind="query")`` puts that before each
-    text; ``outputs=["token_embeddings"]`` adds what ``encode(texts, output="token_embeddings")`` gives. Variants that
-    did not pass are announced by a
+    text; ``outputs=["token_embeddings"]`` adds what ``encode(texts, output="token_embeddings")`` gives. ``judge``
+    False leaves out the comparison with the library that the model comes from. Variants that did not pass are announced
+    by a
     `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a `DeploykitError` otherwise.
     """
     from deploykit.runtime import Bundle
@@ -77,6 +79,7 @@ def export(
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
             },
+            judge=judge,
             report=report,
         )
     )
@@ -96,6 +99,7 @@ def recipe(
     sm: Sequence[str] | None = None,
     settings: dict[str, Any] | None = None,
     overrides: dict[str, Any] | None = None,
+    judge: bool = True,
     report: bool = True,
     where: str = "the arguments",
 ) -> Recipe:
@@ -114,6 +118,7 @@ def recipe(
         **sets,
         "budget": {} if budget is None else {"limits": budget},
         "bundle": {} if output is None else {"output": str(output)},
+        **({} if judge else {"proof": {"judge": False}}),
         "report": {"enabled": report},
         **({"targets": _ahead(lists.get("targets", []), list(sm), where)} if sm else {}),
     }

@@ -8,6 +8,8 @@
                                                                              [report]
     [export]                          [targets.openvino]                     enabled = true
     opset = 20                        # that target's own Options
+                                                                             [proof]
+                                                                             judge = true
                                                                              [budget]
     [calibration]                     [evaluation]                           limits = "drift<=0.01"  # or "none"
     data = "texts.txt"                data = "other.txt"                     workload = "batch"
@@ -55,6 +57,13 @@ class ExportSection:
     opset: int = 20
     timeout_s: int = 1800
     exporter: Literal["auto", "dynamo", "torchscript"] = "auto"
+
+
+@dataclass(frozen=True)
+class ProofSection:
+    """``judge``: whether raw inputs also go through the library that the model comes from (`deploykit.judge`)."""
+
+    judge: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,7 @@ class Recipe:
     source: SourceSection
     bundle: BundleSection
     export: ExportSection = ExportSection()
+    proof: ProofSection = ProofSection()
     variants: VariantsSection = VariantsSection()
     calibration: CalibrationSection = CalibrationSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -178,6 +188,7 @@ class Recipe:
             source=source,
             bundle=_bundle(tables.get("bundle", {}), output, where, base),
             export=_export(tables.get("export", {}), where),
+            proof=settings.read(ProofSection, tables.get("proof", {}), f"{where}: [proof]"),
             variants=_variants(tables.get("variants", {}), where),
             calibration=_data(CalibrationSection, "calibration", tables.get("calibration", {}), where, base),
             evaluation=_data(EvaluationSection, "evaluation", tables.get("evaluation", {}), where, base),
@@ -195,6 +206,7 @@ class Recipe:
             **({} if self.pretrain is None else {"pretrain": self.pretrain.to_data()}),
             "source": {"model": self.source.model, **settings.plain(self.source.options)},
             "export": settings.plain(self.export),
+            "proof": settings.plain(self.proof),
             "variants": settings.plain(self.variants),
             "calibration": settings.plain(self.calibration),
             "evaluation": settings.plain(self.evaluation),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploykit.runtime import devices
+from deploykit.runtime import devices, judged
 from deploykit.runtime.manifest import Manifest, Variant
 
 NAME = "MODEL_CARD.md"
@@ -32,6 +32,7 @@ def render(manifest: Manifest) -> str:
         "|---|---|---|---|---|",
         *(_row(manifest, variant) for variant in manifest.variants),
         "",
+        *_judged(manifest),
         *_measured(manifest),
         *_on_devices(manifest),
         *_notes(manifest),
@@ -63,6 +64,13 @@ def _row(manifest: Manifest, variant: Variant) -> str:
     cosine = variant.proof.get("cosine_min")
     shown = f"{cosine:.6f}" if isinstance(cosine, int | float) else "not recorded"
     return f"| {name} | {variant.target} | {variant.precision} | {size} | {shown} |"
+
+
+def _judged(manifest: Manifest) -> Iterator[str]:
+    """How the portable model stands beside the library that the source comes from, where that was recorded."""
+    if said := judged.sentence(manifest.provenance):
+        yield f"Judged by the source's own library: {_plain(said)}."
+        yield ""
 
 
 def _measured(manifest: Manifest) -> Iterator[str]:
@@ -120,7 +128,7 @@ def _notes(manifest: Manifest) -> Iterator[str]:
     yield f"- Licence of the source: {_plain(licence) if licence else 'the source states none'}."
     yield "- `sbom.cdx.json` lists every file with its SHA-256, what built them, and what a device needs beside them."
     yield from _facts("Source", manifest.card.provenance)
-    yield from _facts("Built with", manifest.provenance)
+    yield from _facts("Built with", {k: v for k, v in manifest.provenance.items() if k != judged.KEY})
 
 
 def _facts(title: str, facts: Mapping[str, Any]) -> Iterator[str]:

@@ -88,6 +88,11 @@ _NORMALIZE = typer.Option(
 )
 _REVISION = typer.Option(metavar="REV", help="Branch, tag or commit of a Hugging Face id.")
 _TRUST = typer.Option("--trust-remote-code", help="Run Python code that the model brings along: only if you trust it.")
+_JUDGE = typer.Option(
+    "--judge/--no-judge",
+    help="Hold the vectors of raw inputs against those of the model's own library (sentence-transformers, "
+    "transformers, timm). Without it the bundle says that it was not judged.",
+)
 SHOW_RECIPE = typer.Option("--show-recipe", help="Print the recipe (TOML) that this amounts to, and do nothing else.")
 DRY_RUN = typer.Option("--dry-run", help="Print the steps and which results are already stored, and do nothing else.")
 
@@ -113,6 +118,7 @@ def export(
     normalize: Annotated[bool | None, _NORMALIZE] = None,
     revision: Annotated[str | None, _REVISION] = None,
     trust_remote_code: Annotated[bool, _TRUST] = False,
+    judge: Annotated[bool, _JUDGE] = True,
     show_recipe: Annotated[bool, SHOW_RECIPE] = False,
     dry_run: Annotated[bool, DRY_RUN] = False,
     json: console.Json = False,
@@ -149,6 +155,7 @@ def export(
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         },
+        judge=judge,
         where="the command line",
     )
     if show_recipe:

@@ -58,6 +58,13 @@ def samples(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
         engine.close()
 
 
+def judge(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Hold the portable model's vectors against those of the library that the source comes from."""
+    from deploykit.pipeline import judging
+
+    return judging.carry_out(options, inputs, out)
+
+
 def lower(options: Options, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Bring the portable model to a precision; ``unchanged`` in the metadata where the graph stays as it is."""
     module = registry.module("precisions", options["precision"])

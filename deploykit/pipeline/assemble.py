@@ -15,7 +15,7 @@ from deploykit import settings
 from deploykit.bundle.write import REFERENCE, Contents, check_output, write_bundle
 from deploykit.errors import BundleError, SelfTestError
 from deploykit.measure import fingerprint
-from deploykit.pipeline import selftest_data
+from deploykit.pipeline import judging, selftest_data
 from deploykit.pipeline.child import Request, run_in_child
 from deploykit.pipeline.decide import Decided
 from deploykit.pipeline.default import Default, default_of
@@ -57,7 +57,7 @@ def bundle(plan: Plan, decided: Decided, output: Path, store: Store) -> Assemble
     Raises `SelfTestError` when a variant does not give its vectors through the whole encoder; nothing is written then.
     """
     check_output(output)
-    build = _build_digest(decided)
+    build = _build_digest(decided, plan.unjudged)
     standing = _standing(output)
     if standing is not None and standing.manifest.provenance.get("build") == build:
         _copy_engines(decided, output)  # somebody may have taken them away
@@ -68,10 +68,10 @@ def bundle(plan: Plan, decided: Decided, output: Path, store: Store) -> Assemble
     return Assembled(written.manifest, written=True)
 
 
-def _build_digest(decided: Decided) -> str:
+def _build_digest(decided: Decided, unjudged: str) -> str:
     facts = {name: artifact.digest for name, artifact in decided.artifacts.items()}
     reasons = [(item["variant"], item["reason"]) for item in (*decided.refused, *decided.candidates)]
-    return hashlib.sha256(json.dumps([facts, reasons, code_digest()], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([facts, reasons, unjudged, code_digest()], sort_keys=True).encode()).hexdigest()
 
 
 def _standing(output: Path) -> Bundle | None:
@@ -113,12 +113,17 @@ def _contents(plan: Plan, decided: Decided, build: str) -> Contents:
                 "options": settings.plain(plan.recipe.source.options),
             },
             "export": {key: exported.metadata[key] for key in ("exporter", "proof", "notes")},
+            "judge": judging.record(plan.unjudged, _metadata(artifacts, judging.NAME)),
             **_samples_facts(artifacts),
             **({} if default is None else {"default": default.to_json()}),
             "machine": fingerprint.machine(),
             "software": fingerprint.software(),
         },
     )
+
+
+def _metadata(artifacts: Mapping[str, Artifact], name: str) -> Mapping[str, Any] | None:
+    return artifacts[name].metadata if name in artifacts else None
 
 
 def _samples_facts(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:

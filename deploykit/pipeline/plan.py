@@ -15,11 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from deploykit import registry, sources
+from deploykit import judge, registry, sources
 from deploykit.data import digests
 from deploykit.errors import MissingError, RecipeError
 from deploykit.measure import fingerprint
-from deploykit.pipeline import training
+from deploykit.pipeline import judging, training
 from deploykit.pipeline.choose import DRIFT_TERMS, MEASURED, REFERENCE_PRECISION
 from deploykit.pipeline.step import Step, Watch
 from deploykit.pipeline.training import Training
@@ -64,7 +64,8 @@ class Wanted:
 class Plan:
     """The steps, each behind those that it needs, the identity of the source, and sentences for the user.
 
-    ``training`` comes before all of them. While it is not finished there are no others.
+    ``training`` comes before all of them. While it is not finished there are no others. ``unjudged`` says why there is
+    no step ``judge``, where there is none.
     """
 
     recipe: Recipe
@@ -72,6 +73,7 @@ class Plan:
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
     training: Training | None = None
+    unjudged: str = ""
 
     def step(self, name: str) -> Step:
         """The step of that name."""
@@ -93,12 +95,17 @@ def plan(recipe: Recipe) -> Plan:
         notes += told
         steps.append(_samples_step(recipe, wanted))
     sampled = len(steps) > 1
+    unjudged = judging.unjudged(recipe.proof.judge, identity, recipe.source.options)
+    if not unjudged:
+        steps.append(_judge_step(recipe, identity))
+    elif unjudged.endswith(judge.NOT_INSTALLED):
+        notes.append(f"not judged: {unjudged}")
     steps += {step.name: step for step in (_lower_step(recipe, variant) for variant in wanted)}.values()
     for variant in wanted:
         steps += _variant_steps(recipe, variant, sampled)
     steps += [_search_step(recipe, variant) for variant in wanted if _is_searched(recipe, variant)]
     steps.append(_measure_step(recipe, wanted))
-    return Plan(recipe, identity, tuple(steps), tuple(notes), first)
+    return Plan(recipe, identity, tuple(steps), tuple(notes), first, unjudged)
 
 
 def follow_up(recipe: Recipe, step: Step, metadata: Mapping[str, Any]) -> tuple[Step, ...]:
@@ -215,6 +222,24 @@ def _roots(location: str) -> tuple[str, ...]:
     if path.is_dir():
         return (str(path),)
     return (str(path.parent.parent if path.parent.name == "onnx" else path.parent),)
+
+
+def _judge_step(recipe: Recipe, identity: Identity) -> Step:
+    return Step(
+        name=judging.NAME,
+        action=f"{_ACTIONS}:judge",
+        options={
+            "model": recipe.source.model,
+            "source": plain(recipe.source.options),
+            "kind": identity.kind,
+            "location": _absolute(identity.location) if Path(identity.location).exists() else identity.location,
+        },
+        parents=("export",),
+        packages=judging.PACKAGES,
+        timeout_s=recipe.export.timeout_s,
+        watch=Watch(_roots(identity.location)),
+        facts={"by": identity.kind},
+    )
 
 
 def _samples_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:

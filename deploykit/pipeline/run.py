@@ -22,7 +22,7 @@ from deploykit.pipeline.step import Step
 from deploykit.pipeline.store import Artifact, Store, disk_errors
 
 FINAL_STEPS = ("bundle", "report")
-_KINDS = ("export", "samples", "lower", "compile", "verify", "search", "measure", *FINAL_STEPS)
+_KINDS = ("export", "samples", "judge", "lower", "compile", "verify", "search", "measure", *FINAL_STEPS)
 
 
 @dataclass(frozen=True)

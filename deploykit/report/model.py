@@ -8,11 +8,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from deploykit.report import int8_gain
-from deploykit.runtime import devices, further
+from deploykit.runtime import devices, further, judged
 from deploykit.runtime.manifest import Manifest, Variant, to_json
 
 SCHEMA = "deploykit.report/1"
 _LISTED = 12
+_TOLD = ("search", judged.KEY)
+"""Of a manifest's provenance: what the report tells elsewhere."""
 _UNITS = ("B", "KB", "MB", "GB")
 
 
@@ -202,7 +204,7 @@ def from_manifest(manifest: Manifest, location: str) -> Report:
         refused=tuple(_refusal(item) for item in manifest.refused),
         candidates=candidate_rows(manifest.candidates),
         trials=trial_rows(manifest.provenance),
-        provenance=_flat({**card.provenance, **{k: v for k, v in manifest.provenance.items() if k != "search"}}),
+        provenance=_flat({**card.provenance, **{k: v for k, v in manifest.provenance.items() if k not in _TOLD}}),
         usage=usage(manifest, clean(location)),
         int8_gains=_int8_gains(manifest),
     )
@@ -279,6 +281,8 @@ def _facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     facts += [("prompts", ", ".join(prompts))] if prompts else []
     facts += [("proven sizes", ", ".join(axes))] if axes else []
     facts += [("preprocessing", str(card.preprocess.get("kind", "none")))]
+    judgement = judged.sentence(manifest.provenance)
+    facts += [("judged by", judgement)] if judgement else []
     return tuple((label, clean(value)) for label, value in facts)
 
 
