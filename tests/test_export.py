@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit import sources
+from deploykit import report, sources
 from deploykit.runtime import hardware
 from deploykit.runtime.selftest import cosines, read_inputs, read_reference, selftest
 from tests import tiny
@@ -80,6 +80,18 @@ def test_a_second_export_does_nothing(exported):
     outcome = deploykit.run(recipe, on_event=events.append)
     assert outcome.unchanged
     assert {event.state for event in events} == {"reused"}
+
+
+def test_it_was_judged_by_the_library_of_its_source(exported):
+    _, _, bundle = exported
+    found = bundle.manifest.provenance["judge"]
+    assert found["judged"]
+    assert found["library"] == "transformers"
+    assert found["compared"] >= 24
+    assert found["cosine_min"] > 0.99999
+    said = f"transformers {found['version']} ("
+    assert said in (bundle.root / "MODEL_CARD.md").read_text()
+    assert said in report.text(bundle.manifest, "m.bundle", 400)
 
 
 def test_the_report_stands_beside_the_bundle(exported):

@@ -33,7 +33,7 @@ HEAVY = {
     "transformers",
 }
 # The only places that may know torch.
-TORCH = ("sources/", "graph/", "measure/", "pipeline/", "pretrain/")
+TORCH = ("sources/", "graph/", "judge/", "measure/", "pipeline/", "pretrain/")
 # Those that define torch modules import it at the top; whoever needs them imports them inside a function.
 TORCH_MODULES = {
     "graph/pooling.py",
@@ -112,6 +112,13 @@ def test_heavy_packages_are_imported_by_the_functions_that_need_them() -> None:
 
 def test_torch_is_met_only_where_sources_are_opened_exported_and_proven() -> None:
     assert not [place(p) for p in FILES if below("torch", anywhere(p)) and not place(p).startswith(TORCH)]
+
+
+def test_the_judge_shares_no_reading_with_the_sources() -> None:
+    allowed = {f"deploykit.{name}" for name in ("judge", "runtime", "data", "errors")}
+    for path in (PACKAGE / "judge").rglob("*.py"):
+        own = {".".join(name.split(".")[:2]) for name in below("deploykit", anywhere(path))} - {"deploykit"}
+        assert own <= allowed, place(path)
 
 
 def test_nothing_but_the_entry_point_knows_the_command_line() -> None:

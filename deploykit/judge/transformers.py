@@ -169,6 +169,7 @@ def _texts(location: str, choices: Choices, model: Any, said: list[str]) -> _Rea
         said.append(f"max_length {choices.longest}, as the folder names none")
     if choices.fixed:
         how |= {"padding": "max_length", "max_length": choices.longest}
+        said.append(f"fixed_length {choices.longest}")
     if choices.prompts:
         said.append("prompts")
 
