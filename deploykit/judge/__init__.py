@@ -57,8 +57,8 @@ class Choices:
     """What a folder leaves open and the export decided, or what was asked for; the library reads everything else.
 
     ``pooling`` is the word of the card, ``asked_pooling`` what was asked for. ``longest`` is the longest text in tokens
-    that the export takes (None: no text), ``max_length`` the one that was asked for, ``fixed`` whether every text is
-    padded to it. ``prompts`` are those that were asked for.
+    that the export takes (None: no text). ``max_length`` and ``fixed_length`` are what was asked for: a width that the
+    export chose by itself is not the library's. ``prompts`` are those that were asked for.
     """
 
     modality: str
@@ -69,7 +69,7 @@ class Choices:
     normalize: bool | None = None
     longest: int | None = None
     max_length: int | None = None
-    fixed: bool = False
+    fixed_length: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     trust_remote_code: bool = False
 

@@ -57,7 +57,11 @@ class _Encoder:
         return np.asarray(vectors[0], np.float64)
 
     def decoded(self, raw: Raw) -> np.ndarray | None:
-        return None
+        if isinstance(raw.value, str):
+            return None
+        from transformers.image_utils import load_image  # as the library opens a path
+
+        return np.asarray(load_image(str(raw.value)))
 
     def tensors(self, raw: Raw) -> dict[str, np.ndarray]:
         name = raw.prompt if raw.prompt is not None else self._model.default_prompt_name
@@ -87,6 +91,9 @@ def _overridden(model: Any, choices: Choices) -> tuple[Any, dict[str, Any], tupl
     if choices.max_length is not None:
         model.max_seq_length = choices.max_length
         said.append(f"max_length {choices.max_length}")
+    elif choices.fixed_length is not None:
+        model.max_seq_length = choices.fixed_length
+        said.append(f"fixed_length {choices.fixed_length}")
     elif (longest is None or longest > _UNBOUNDED) and choices.longest is not None:
         model.max_seq_length = choices.longest
         said.append(f"max_length {choices.longest}, as the folder names none")
@@ -108,9 +115,9 @@ def _chain(model: Any, choices: Choices) -> tuple[Any, list[str]]:
     from sentence_transformers.models import Pooling
 
     modules, said = list(model.children()), []
-    if choices.asked_pooling is not None:
+    if choices.asked_pooling not in (None, "none"):
         place = next((i for i, module in enumerate(modules) if isinstance(module, Pooling)), None)
-        mode = _POOLINGS.get(choices.asked_pooling)
+        mode = _POOLINGS.get(str(choices.asked_pooling))
         if place is None or mode is None:
             raise NotJudged(f"{NAME} has no pooling '{choices.asked_pooling}' for this folder")
         width = modules[place].get_config_dict()

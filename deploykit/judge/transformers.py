@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 NAME = "transformers"
 _UNBOUNDED = 10**6  # transformers writes 1e30 for "no maximum"
 _TOWERS = {"text": "get_text_features", "vision": "get_image_features", "audio": "get_audio_features"}
+_PROJECTED = ("text_embeds", "image_embeds", "audio_embeds")
+"""What a tower that was saved by itself gives: its vector in the common space."""
 _SOUND_PACKAGES = ("soundfile", "soxr")
 _SIGLIP_LENGTH = 64  # the zero-shot pipeline pads every text of SigLIP to it, as SigLIP was trained
 
@@ -95,7 +97,9 @@ class _Encoder:
         if hasattr(output, "shape"):
             return output  # type: ignore[no-any-return]
         if self._method != "forward" or self._choices.pooling == "pooler":
-            pooled = output.pooler_output
+            projected = (getattr(output, name, None) for name in _PROJECTED)
+            vector = next((vector for vector in projected if vector is not None), None)
+            pooled = output.pooler_output if vector is None else vector
             return pooled.flatten(1)
         state = getattr(output, "last_hidden_state", None)
         state = output.feature_maps[-1] if state is None else state
@@ -123,7 +127,9 @@ def _pool(tokens: Tensor, words: str) -> Tensor:
 
 
 def _load(location: str, choices: Choices, said: list[str]) -> Any:
-    """The model in float32: `AutoModel`, else the class that its config names."""
+    """The model in float32: `AutoModel`, or the class that its config names if that is a tower with its projection,
+    which `AutoModel` drops, or one that `AutoModel` does not know.
+    """
     import torch
     import transformers
 
@@ -132,14 +138,20 @@ def _load(location: str, choices: Choices, said: list[str]) -> Any:
     if getattr(config, "mask_ratio", None):
         config.mask_ratio = 0.0  # an embedding sees the whole input
         said.append("mask_ratio 0.0")
-    try:
-        model = transformers.AutoModel.from_pretrained(location, config=config, dtype=torch.float32, **common)
-    except ValueError:
-        named = getattr(transformers, next(iter(config.architectures or []), ""), None)
-        if named is None:
-            raise
-        model = named.from_pretrained(location, config=config, dtype=torch.float32, **common)
-    return model.eval()
+    name = next(iter(config.architectures or []), "")
+    named = getattr(transformers, name, None)
+    alone = named is not None and name.endswith("WithProjection")
+    offered = [named] if alone else [transformers.AutoModel, *([named] if named is not None else [])]
+
+    def load(kind: Any) -> Any:
+        return kind.from_pretrained(location, config=config, dtype=torch.float32, **common).eval()
+
+    for kind in offered[:-1]:
+        try:
+            return load(kind)
+        except ValueError:  # AutoModel does not know the configuration
+            continue
+    return load(offered[-1])
 
 
 def _part(model: Any, choices: Choices) -> tuple[Any, str]:
@@ -167,9 +179,9 @@ def _texts(location: str, choices: Choices, model: Any, said: list[str]) -> _Rea
     elif "max_length" not in how and tokenizer.model_max_length > _UNBOUNDED:
         how["max_length"] = choices.longest
         said.append(f"max_length {choices.longest}, as the folder names none")
-    if choices.fixed:
-        how |= {"padding": "max_length", "max_length": choices.longest}
-        said.append(f"fixed_length {choices.longest}")
+    if choices.fixed_length is not None:
+        how |= {"padding": "max_length", "max_length": choices.fixed_length}
+        said.append(f"fixed_length {choices.fixed_length}")
     if choices.prompts:
         said.append("prompts")
 

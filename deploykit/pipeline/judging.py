@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit import judge, sources
+from deploykit import judge, settings, sources
 from deploykit.judge import Choices, NotJudged, Raw
 from deploykit.runtime.manifest import Card
 
@@ -31,6 +31,13 @@ PACKAGES = (
     "pillow",
     "soundfile",
 )
+_CARRIED = frozenset(
+    {
+        *("kind", "revision", "preprocess", "outputs", "trust_remote_code"),
+        *("pooling", "normalize", "max_length", "fixed_length", "dim", "tower", "prompts"),
+    }
+)
+"""The options of a source that `choices` hands on, or that do not change the embedding."""
 _SWITCHED_OFF = "it was switched off (judge = false)"
 _WAVEFORM_SECONDS = 30
 
@@ -71,7 +78,13 @@ def carry_out(options: Mapping[str, Any], inputs: Mapping[str, Path], out: Path)
 
 
 def choices(card: Card, asked: sources.Options) -> Choices:
-    """What the library cannot know: decided by the export (the card says it) or asked for."""
+    """What the library cannot know: decided by the export (the card says it) or asked for.
+
+    Raises `NotJudged` for an option that the libraries are not asked for here: the two sides would not mean the same.
+    """
+    for name, value in settings.plain(asked).items():
+        if name not in _CARRIED and value not in (None, False):
+            raise NotJudged(f"'{name}' was asked for, and there is no way to ask the library for it")
     longest = card.preprocess.get("max_length")
     return Choices(
         modality=card.modality,
@@ -82,7 +95,7 @@ def choices(card: Card, asked: sources.Options) -> Choices:
         normalize=asked.normalize,
         longest=longest if isinstance(longest, int) else None,
         max_length=asked.max_length,
-        fixed=card.modality == "text" and not any("length" in spec.shape for spec in card.inputs),
+        fixed_length=asked.fixed_length,
         prompts=dict(asked.prompts or {}),
         trust_remote_code=asked.trust_remote_code,
     )

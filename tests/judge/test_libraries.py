@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from deploykit.errors import ProofError
 from deploykit.runtime.preprocess import image
+from tests import tiny
 from tests.judge.conftest import PROMPTS
 
 CLOSE = 0.999999
@@ -38,6 +40,38 @@ def test_what_was_asked_for_is_asked_of_the_library_too(exported):
     assert found["cosine_min"] > CLOSE
     assert found["overridden"] == ["max_length 9", "prompts", "dim 7", "normalize True"]
     assert found["compared"] > len(PROMPTS) + 24
+
+
+def test_a_width_that_was_asked_for_is_asked_of_the_library_too(tmp_path):
+    from deploykit.judge import Choices, Raw, open_library
+
+    tiny.tiny_bert(tmp_path / "m")
+    library = open_library("transformers", str(tmp_path / "m"), Choices("text", "mean", longest=12, fixed_length=12))
+    ids = library.tensors(Raw("t", "the cat"))["input_ids"]
+    assert ids.shape == (1, 12)
+    assert library.overridden == ("fixed_length 12",)
+    assert library.encode(Raw("t", "the cat")).shape == (24,)
+
+
+def test_a_tower_that_was_saved_by_itself_keeps_its_projection(tmp_path):
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from deploykit.judge import Choices, Raw, open_library
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 40}
+    ends = {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
+    model = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=113, projection_dim=10, **sizes, **ends)).eval()
+    model.save_pretrained(tmp_path)
+    tiny.wordpiece(tmp_path)
+    library = open_library("transformers", str(tmp_path), Choices("text", "pooler", longest=64))
+    raw = Raw("t", "the cat")
+    tensors = {
+        name: torch.from_numpy(found) for name, found in library.tensors(raw).items() if name != "token_type_ids"
+    }
+    with torch.inference_mode():
+        want = model(**tensors).text_embeds[0].numpy()
+    np.testing.assert_allclose(library.encode(raw), want, atol=1e-6)
 
 
 def test_sentence_transformers_is_asked_by_its_own_means(exported):

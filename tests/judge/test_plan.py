@@ -10,6 +10,8 @@ from deploykit import judge
 from deploykit.pipeline import judging
 from deploykit.pipeline.plan import plan
 from deploykit.recipe import Recipe
+from deploykit.runtime.manifest import Card, Embedding
+from deploykit.sources import Options
 from tests import tiny
 
 
@@ -51,6 +53,16 @@ def test_a_library_that_is_not_installed_is_said(folder, monkeypatch):
 @pytest.mark.parametrize("kind", ["onnx", "module", "exported-program", "checkpoint"])
 def test_what_no_other_library_reads_is_not_judged(kind):
     assert judge.why_not(kind, None)
+
+
+def test_an_option_that_the_library_is_not_asked_for_is_no_ground_to_judge_on(monkeypatch):
+    embedding = Embedding("y", 3, "mean", False)
+    card = Card("m", "text", (), (), embedding, {"kind": "text", "max_length": 40})
+    found = judging.choices(card, Options(fixed_length=16, outputs=("pooler",), prompts={"q": "a "}))
+    assert (found.longest, found.fixed_length, found.max_length) == (40, 16, None)
+    monkeypatch.setattr(judging, "_CARRIED", judging._CARRIED - {"dim"})
+    with pytest.raises(judge.NotJudged, match="'dim' was asked for"):
+        judging.choices(card, Options(dim=2))
 
 
 def test_without_preprocessing_there_is_nothing_to_judge():
