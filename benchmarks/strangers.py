@@ -10,6 +10,7 @@ norms), *refused with a fix*, *WRONG* (exported, and differs), or *TRACEBACK* (e
     python benchmarks/strangers.py --only 'text/*'     # rows whose group/name matches; the others stay as they are
     python benchmarks/strangers.py --list              # names alone
     python benchmarks/strangers.py --rows FILE         # rows go to FILE alone, and no page is written
+    python benchmarks/strangers.py --reading           # a quick look: what is read, run by torch, without any export
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import (  # noqa: E402
+    strangers_architectures,
     strangers_audio,
     strangers_files,
     strangers_images,
     strangers_modules,
     strangers_page,
+    strangers_reading,
     strangers_sentence,
     strangers_settings,
     strangers_text,
@@ -58,6 +61,7 @@ _MODULES = (
     strangers_modules,
     strangers_images,
     strangers_audio,
+    strangers_architectures,
     strangers_files,
 )
 EVERY: Sequence[Stranger] = [
@@ -74,6 +78,11 @@ def main() -> None:
     chosen = [row for row in EVERY if any(fnmatch.fnmatch(name_of(row), p) for p in asked.only)]
     if asked.list:
         print("\n".join(name_of(row) for row in chosen))
+        return
+    if asked.reading:
+        for row in chosen:
+            told = strangers_reading.run(row)
+            print(f"{name_of(row):52} {strangers_page.line({**vars(told)})}", flush=True)
         return
     path = asked.rows or HERE / "results" / "strangers.json"
     known = strangers_page.read(path)
@@ -221,6 +230,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the names of the rows, and do nothing else")
     parser.add_argument("--jobs", type=int, default=1, help="rows side by side")
     parser.add_argument("--rows", type=Path, help="write the rows here, and no page")
+    parser.add_argument("--reading", action="store_true", help="a quick look without export; writes nothing")
     parser.add_argument("--keep", type=Path, help="copy the files of every row below this folder")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each process of a row")
     return parser.parse_args()

@@ -127,6 +127,15 @@ def _ctc(place: Path) -> Case:
     return judged(folder, place, options=("--pooling", "mean", *_TWO_S))
 
 
+@ROWS.row("wav2vec2-extractor-inside-processor-config")
+def _nested(place: Path) -> Case:
+    """transformers 5 writes the parts of a processor into one file."""
+    folder = wav2vec2(place, _MASKED, **_LAYER)
+    (folder / "preprocessor_config.json").unlink()
+    write_json(folder / "processor_config.json", {"processor_class": "Wav2Vec2Processor", "feature_extractor": _MASKED})
+    return judged(folder, place, options=_TWO_S)
+
+
 @ROWS.row("whisper-encoder")
 def _whisper(place: Path) -> Case:
     folder = place / "whisper"

@@ -324,7 +324,9 @@ def _one_shard_gone(place: Path) -> Path:
     from transformers import AutoModel
 
     folder = bert(place / "model")
-    AutoModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="40KB")
+    model = AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="40KB")
     sorted(folder.glob("model-*.safetensors"))[1].unlink()
     return folder
 
@@ -343,6 +345,15 @@ def _without(name: str) -> Callable[[Path], Path]:
         folder = bert(place / "model")
         for path in folder.glob(name):
             path.unlink()
+        return folder
+
+    return write
+
+
+def _renamed(name: str) -> Callable[[Path], Path]:
+    def write(place: Path) -> Path:
+        folder = bert(place / "model")
+        (folder / "model.safetensors").rename(folder / name)
         return folder
 
     return write
@@ -388,6 +399,9 @@ _OTHERS: Mapping[str, Callable[[Path], Path]] = {
     "safetensors-header-lies": _damaged(lambda data: struct.pack("<Q", 2**60) + data[8:]),
     "safetensors-is-an-lfs-pointer": _damaged(lambda data: _LFS.encode()),
     "shard-missing": _one_shard_gone,
+    "weights-of-tensorflow-alone": _renamed("tf_model.h5"),
+    "weights-of-flax-alone": _renamed("flax_model.msgpack"),
+    "weights-of-a-variant-alone": _renamed("model.fp16.safetensors"),
     "weights-missing": _without("model.safetensors"),
     "tokenizer-missing": _without("[tsv][opo][kec]*"),
     "config-missing": _without("config.json"),

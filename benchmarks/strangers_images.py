@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def _picked(output: Any, pick: str) -> Any:
         return output.last_hidden_state[0, 0]
     if pick == "mean":
         return output.last_hidden_state[0].mean(dim=0)
+    if pick == "map":
+        return output.last_hidden_state[0].mean(dim=(1, 2))
     return output if hasattr(output, "flatten") else output[pick][0]
 
 
@@ -207,6 +210,16 @@ def _sixteen_bit(folder: Path) -> list[Path]:
     return paths
 
 
+def _extreme(folder: Path) -> list[Path]:
+    from PIL import Image
+
+    paths = []
+    for index, (width, height) in enumerate(((1, 1), (1, 50), (50, 1), (3, 700), (1500, 1100))):
+        paths.append(folder / f"extreme-{index}.png")
+        Image.fromarray(pixels(width, height, index)).save(paths[-1])
+    return paths
+
+
 def _animated(folder: Path) -> list[Path]:
     from PIL import Image
 
@@ -226,6 +239,7 @@ _as_files("cmyk-jpeg", _modes("CMYK", kind="jpg"))
 _as_files("gray", _modes("L"))
 _as_files("one-bit", _modes("1"))
 _as_files("gray-16-bit", _sixteen_bit)
+_as_files("extreme-sizes", _extreme)
 _as_files("animated", _animated)
 _as_files("bmp-tiff", lambda folder: _modes("RGB", kind="bmp")(folder) + _modes("RGB", kind="tiff")(folder))
 
@@ -274,6 +288,8 @@ def _text_tower(place: Path, end_in_config: int | None) -> Case:
     return Case(folder, (Call(TEXTS, by_text_tower(folder, TEXTS)),), ("--tower", "text"))
 
 
+_processor("center-crop-alone", {"do_resize": False, **_CROP48, "size": None}, "CLIPImageProcessor")
+_processor("crop-size-as-number", {**_CROP48, "crop_size": 48, "size": 52}, "CLIPImageProcessor")
 ROWS.add("clip-text-end-by-id", lambda place: _text_tower(place, None))
 ROWS.add("clip-text-end-by-argmax-of-old", lambda place: _text_tower(place, 2))
 
@@ -332,6 +348,33 @@ def _vit_head(place: Path) -> Case:
     paths = pictures(place / "pictures")
     given = by_images(folder, paths, "cls")
     return Case(folder, (Call([str(path) for path in paths], given),), ("--pooling", "cls"))
+
+
+@ROWS.row("convnext-384-warped-to-a-square")
+def _warped(place: Path) -> Case:
+    """From 384 on ConvNeXt's processor neither keeps the aspect nor crops."""
+    folder = place / "convnext"
+    save_model(folder, "ConvNextConfig", {**_STAGES, "num_stages": 4})
+    how = {
+        **_PLAIN,
+        "image_processor_type": "ConvNextImageProcessor",
+        "size": {"shortest_edge": 384},
+        "crop_pct": 0.875,
+    }
+    write_json(folder / "preprocessor_config.json", {**how, "resample": 3})
+    return judged(folder, place)
+
+
+@ROWS.row("processor-inside-processor-config")
+def _nested(place: Path) -> Case:
+    """transformers 5 writes the parts of a processor into one file."""
+    folder, _ = _clip(place, None)
+    how = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+    (folder / "preprocessor_config.json").unlink()
+    write_json(folder / "processor_config.json", {"processor_class": "CLIPProcessor", "image_processor": how})
+    paths = pictures(place / "pictures")
+    given = by_images(folder, paths, method="get_image_features")
+    return Case(folder, (Call([str(path) for path in paths], given),), ("--tower", "vision"))
 
 
 @ROWS.row("processor-file-missing")

@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.coverage_models import BERT
 from benchmarks.strangers_kit import (
-    SHORT,
     TEXTS,
     Call,
     Case,
@@ -21,7 +20,7 @@ from benchmarks.strangers_kit import (
     wordpiece,
     write_json,
 )
-from benchmarks.strangers_text import bert, decoder
+from benchmarks.strangers_text import bert, decoder, roberta
 
 ROWS = Rows("sentence-transformers")
 WIDTH = 48
@@ -60,7 +59,7 @@ def old_folder(
 def judged(folder: Path, prompts: Sequence[str] = (), options: tuple[str, ...] = (), **how: Any) -> Case:
     """The plain call, and one for each prompt."""
     calls = [Call(TEXTS, by_sentence_transformers(folder, **how))]
-    calls += [Call(SHORT, by_sentence_transformers(folder, SHORT, name, **how), name) for name in prompts]
+    calls += [Call(TEXTS, by_sentence_transformers(folder, TEXTS, name, **how), name) for name in prompts]
     return Case(folder, tuple(calls), options)
 
 
@@ -200,6 +199,29 @@ def _modality(place: Path, text: Mapping[str, Any], output: str) -> Case:
     folder = old_folder(place / "m", None, {"modality_config": {"text": dict(text)}, "module_output_name": output})
     modules(folder, ("Transformer", ""))
     return judged(folder)
+
+
+@ROWS.row("dense-on-tokens-before-the-pooling")
+def _token_dense(place: Path) -> Case:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    dense = _dense(WIDTH, 20, "Identity", module_input_name="token_embeddings", module_output_name="token_embeddings")
+    chain = [Transformer(str(bert(place / "bert"))), dense(), Pooling(20, "mean")]
+    SentenceTransformer(modules=chain, device="cpu").save(str(place / "m"))
+    return judged(place / "m")
+
+
+@ROWS.row("max-seq-length-beyond-the-table")
+def _beyond(place: Path) -> Case:
+    """RoBERTa's own 514: the library fails on what is longer than its table, and embeds the rest."""
+    folder = roberta(place / "m")
+    modules(folder, ("Transformer", ""), ("Pooling", "1_Pooling"))
+    write_json(
+        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": True}
+    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 70, "do_lower_case": False})
+    return Case(folder, (Call(TEXTS[:7], by_sentence_transformers(folder, TEXTS[:7])),))
 
 
 @ROWS.row("chat-template-message")

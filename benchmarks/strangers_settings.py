@@ -268,6 +268,90 @@ def _no_types(place: Path) -> Case:
     return mean(folder)
 
 
+@ROWS.row("texts-that-are-odd")
+def _odd_texts(place: Path) -> Case:
+    """Empty, blank, with NUL, written from right to left, one word of 5,000 letters."""
+    texts = ("", " ", "\n\n", "a\x00b river", "\u202eabc שלום עליכם", "cat" * 1700, "\ufeffthe cat", "cafe\u0301")
+    return mean(bert(place / "m"), texts)
+
+
+def _impossible(name: str, *options: str) -> None:
+    ROWS.add(f"impossible-{name}", lambda place: Case(bert(place / "m"), (), options))
+
+
+_impossible("tower", "--tower", "vision")
+_impossible("pooling", "--pooling", "no-such")
+_impossible("dim", "--dim", "4096")
+_impossible("max-length", "--max-length", "100000")
+_impossible("prompt", "--prompt", "no-equals-sign")
+
+
+@ROWS.row("split-special-tokens")
+def _split(place: Path) -> Case:
+    """Texts that hold special tokens as words, and a tokenizer told to read them as words."""
+    folder = bert(place / "m")
+    edit_json(folder / "tokenizer_config.json", split_special_tokens=True)
+    return mean(folder)
+
+
+@ROWS.row("roberta-add-prefix-space")
+def _prefix_space(place: Path) -> Case:
+    return mean(roberta(place / "m", {"add_prefix_space": True}))
+
+
+@ROWS.row("roberta-other-padding-id")
+def _other_padding(place: Path) -> Case:
+    return mean(roberta(place / "m", {"pad_token": "<mask>"}, pad_token_id=4))
+
+
+@ROWS.row("decoder-made-bidirectional-by-its-config")
+def _not_causal(place: Path) -> Case:
+    folder = decoder(place / "m", "Qwen2Config")
+    edit_json(folder / "config.json", is_causal=False)
+    return Case(folder, (Call(TEXTS, by_transformers(folder)),), ("--pooling", "mean"))
+
+
+@ROWS.row("config-of-fewer-layers-than-the-weights")
+def _fewer(place: Path) -> Case:
+    folder = bert(place / "m")
+    edit_json(folder / "config.json", num_hidden_layers=1)
+    return mean(folder)
+
+
+@ROWS.row("config-without-architectures")
+def _no_architectures(place: Path) -> Case:
+    folder = bert(place / "m")
+    edit_json(folder / "config.json", architectures=None, transformers_version=None)
+    return mean(folder)
+
+
+@ROWS.row("vocab-txt-with-crlf")
+def _crlf(place: Path) -> Case:
+    folder = bert(place / "m")
+    lines = (folder / "vocab.txt").read_text("utf-8").splitlines()
+    (folder / "vocab.txt").write_bytes("\r\n".join(lines).encode() + b"\r\n")
+    (folder / "tokenizer.json").unlink()
+    return mean(folder)
+
+
+@ROWS.row("folder-by-a-link-with-a-slash")
+def _link(place: Path) -> Case:
+    folder = bert(place / "m")
+    (place / "latest").symlink_to(folder)
+    given = by_transformers(folder)
+    return Case(f"{place / 'latest'}/", (Call(TEXTS, given),))
+
+
+@ROWS.row("deberta-v3-as-published")
+def _deberta_v3(place: Path) -> Case:
+    folder = place / "deberta-v3"
+    size = wordpiece(folder)
+    how = {"relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+    how |= {"pos_att_type": "p2c|c2p", "max_relative_positions": -1, "position_biased_input": False}
+    save_model(folder, "DebertaV2Config", {**BERT, "pad_token_id": 0, "vocab_size": size, "type_vocab_size": 0, **how})
+    return mean(folder)
+
+
 @ROWS.row("tokenizer-of-another-model")
 def _other_tokenizer(place: Path) -> Case:
     """Ids beyond the table of the weights: nothing can be right."""
