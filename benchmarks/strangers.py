@@ -52,7 +52,7 @@ from benchmarks import (  # noqa: E402
 )
 from benchmarks import strangers_judge as judge  # noqa: E402
 from benchmarks.coverage_worker import wait  # noqa: E402
-from benchmarks.strangers_kit import UNPICKLED, Stranger  # noqa: E402
+from benchmarks.strangers_kit import TRAP, Stranger  # noqa: E402
 
 _MODULES = (
     strangers_text,
@@ -129,8 +129,8 @@ def _judged(stranger: Stranger, folder: Path, timeout_s: float) -> tuple[judge.V
     code, log = _in_process([sys.executable, "-m", "deploykit", *words], folder, timeout_s)
     command = " ".join(["deploykit", *words])
     verdict = judge.of_export(code, log)
-    if (folder / UNPICKLED).exists():
-        verdict = judge.Verdict(judge.WRONG, "the pickle inside was run")
+    if (folder / TRAP).exists():
+        verdict = judge.Verdict(judge.WRONG, "code inside the source was run")
     if verdict is None:
         verdict = _encoded(case, folder, timeout_s) if case["calls"] else judge.of_calls([], [])
     return verdict, command

@@ -8,7 +8,7 @@ from benchmarks.coverage_models import save
 from benchmarks.coverage_more import EVERY
 from benchmarks.strangers_audio import judged as judged_sounds
 from benchmarks.strangers_images import judged as judged_pictures
-from benchmarks.strangers_kit import SHORT, TEXTS, Call, Case, Rows, by_sentence_transformers, by_transformers, unit
+from benchmarks.strangers_kit import SHORT, TEXTS, Call, Case, Rows, by_transformers, unit
 
 ROWS = Rows("architectures")
 _BOTH = ("the cat sat on the mat", "a big red dog runs in the house of the cat and the dog", *SHORT[3:], TEXTS[7])
@@ -31,11 +31,18 @@ for _name in ("gpt2", "mixtral", "llama"):
     _text(_name, "last", "--pooling", "last", "--normalize")
 
 
-@ROWS.row("bart-whole-model")
-def _bart(place: Path) -> Case:
-    """sentence-transformers opens BartModel whole, and pools what its decoder gives."""
-    folder = save(EVERY["bart-encoder"], place / "bart")
-    return Case(folder, (Call(_BOTH, by_sentence_transformers(folder, _BOTH)),))
+def _encoder_half(name: str) -> None:
+    """The encoder of an encoder-decoder, as its own ``get_encoder`` gives it."""
+
+    def make(place: Path) -> Case:
+        folder = save(EVERY[name], place / name)
+        return Case(folder, (Call(_BOTH, by_transformers(folder, _BOTH, half=True)),))
+
+    ROWS.add(name, make)
+
+
+for _name in ("bart-encoder", "longt5-local", "umt5-encoder", "m2m100-encoder", "marian-encoder", "mbart-encoder"):
+    _encoder_half(_name)
 
 
 def _image(name: str, pick: str = "pooler_output", *options: str, method: str = "") -> None:

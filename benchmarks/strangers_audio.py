@@ -234,6 +234,32 @@ def _other_rate(place: Path) -> Case:
     return Case(folder, tuple(calls), _TWO_S)
 
 
+@ROWS.row("wav2vec2-sound-longer-than-asked")
+def _cut(place: Path) -> Case:
+    """Three seconds where the user asked for two: refused, or as the extractor cuts before it normalizes."""
+    import torch
+    import transformers
+
+    folder = wav2vec2(place)
+    (place / "sounds").mkdir()
+    path = write_wav(place / "sounds" / "long.wav", sound(3.0, 7))
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    how = {"truncation": True, "max_length": 32000, "padding": "max_length"}
+    with torch.inference_mode():
+        given = extractor(read(path), sampling_rate=RATE, return_tensors="pt", **how)
+        row = model(**given).last_hidden_state[0].mean(dim=0).numpy()
+    return Case(folder, (Call([str(path)], row[None]),), _TWO_S)
+
+
+@ROWS.row("wav2vec2-sound-of-40-s")
+def _very_long(place: Path) -> Case:
+    folder = wav2vec2(place)
+    (place / "sounds").mkdir()
+    path = write_wav(place / "sounds" / "long.wav", sound(40.0, 7))
+    return Case(folder, (Call([str(path)], by_audio(folder, [read(path)])),))
+
+
 @ROWS.row("file-10-ms")
 def _short(place: Path) -> Case:
     """Shorter than the convolutions reach: transformers itself fails."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.strangers_kit import TEXTS, UNPICKLED, Call, Case, Rows, edit_json, spread, write_json
+from benchmarks.strangers_kit import TEXTS, TRAP, Call, Case, Rows, edit_json, spread, write_json
 from benchmarks.strangers_sentence import old_folder
 from benchmarks.strangers_text import bert, decoder
 
@@ -316,7 +316,7 @@ def _folder(**files: str) -> Callable[[Path], Path]:
 def _trapped_bin(place: Path) -> Path:
     folder = bert(place / "model")
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Trap(place.parent / UNPICKLED)))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Trap(place.parent / TRAP)))
     return folder
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 LEAST_COSINE = 0.99999
-UNPICKLED = "unpickled"
-"""The file beside the source that a trapped pickle makes when it is read."""
+TRAP = "trap"
+"""The file beside the source that code inside it makes when it is run, against the user's will."""
 TEXTS = (
     "The cat sat on the mat.",
     "river",
@@ -236,14 +236,16 @@ def by_transformers(
     auto: str = "AutoModel",
     trust: bool = False,
     pick: str = "last_hidden_state",
+    half: bool = False,
     **tokenized: Any,
 ) -> np.ndarray:
-    """AutoTokenizer and AutoModel (or the class ``auto``), one text at a time, in float32."""
+    """AutoTokenizer and AutoModel (or the class ``auto``), one text at a time, in float32; ``half``: its encoder."""
     import torch
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     model = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust).eval()
+    model = model.get_encoder() if half and hasattr(model, "get_decoder") else model
     rows = []
     with torch.inference_mode():
         for text in texts:
@@ -254,9 +256,9 @@ def by_transformers(
 
 
 def by_sentence_transformers(
-    folder: Path, texts: Sequence[str] = TEXTS, prompt: str | None = None, **how: Any
+    folder: Path, texts: Sequence[Any] = TEXTS, prompt: str | None = None, **how: Any
 ) -> np.ndarray:
-    """``SentenceTransformer(folder).encode``, one text at a time, in float32."""
+    """``SentenceTransformer(folder).encode``, one text or picture at a time, in float32."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": "float32"}, **how)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage_models import BERT, TOWERS
+from benchmarks.strangers_images import pictures
 from benchmarks.strangers_kit import (
     SHORT,
     TEXTS,
+    TRAP,
     Call,
     Case,
     Rows,
@@ -164,8 +166,17 @@ def _weighted_layers(place: Path) -> Case:
     return judged(chained(place / "m", Transformer(str(place / "bert")), layers, _pooling()))
 
 
-@ROWS.row("clip-model-texts")
-def _clip(place: Path) -> Case:
+@ROWS.row("word-embeddings-with-weights")
+def _word_weights(place: Path) -> Case:
+    from sentence_transformers.sentence_transformer.modules import WordWeights
+
+    first = _word_embeddings()
+    weights = WordWeights(first.tokenizer.get_vocab(), {"cat": 3.0, "river": 0.2, "the": 0.1}, unknown_word_weight=1)
+    folder = chained(place / "m", first, weights, _pooling())
+    return Case(folder, (Call(_WORDS, by_sentence_transformers(folder, _WORDS)),))
+
+
+def _clip_model(place: Path) -> Path:
     folder = place / "clip-ViT-B-32"
     inner = folder / "0_CLIPModel"
     ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
@@ -175,7 +186,27 @@ def _clip(place: Path) -> Case:
     how = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 48}}
     write_json(inner / "preprocessor_config.json", {**how, "crop_size": {"height": 48, "width": 48}})
     modules(folder, ("CLIPModel", "0_CLIPModel"))
-    return Case(folder, (Call(SHORT, by_sentence_transformers(folder, SHORT)),))
+    return folder
+
+
+ROWS.add("clip-model-without-a-tower-named", lambda place: Case(_clip_model(place)))
+
+
+@ROWS.row("clip-model-texts")
+def _clip_texts(place: Path) -> Case:
+    folder = _clip_model(place)
+    return Case(folder, (Call(SHORT, by_sentence_transformers(folder, SHORT)),), ("--tower", "text"))
+
+
+@ROWS.row("clip-model-pictures")
+def _clip_pictures(place: Path) -> Case:
+    from PIL import Image
+
+    folder = _clip_model(place)
+    paths = pictures(place / "pictures")
+    opened = [Image.open(path) for path in paths]
+    call = Call([str(path) for path in paths], by_sentence_transformers(folder, opened))
+    return Case(folder, (call,), ("--tower", "vision"))
 
 
 @ROWS.row("module-of-own-code")
@@ -191,6 +222,17 @@ def _own_module(place: Path) -> Case:
 def _own_transformer(place: Path) -> Case:
     folder = old_folder(place / "m")
     code = "from transformers import BertModel\nclass Own(BertModel):\n    pass\n"
+    (folder / "modeling_own.py").write_text(code, encoding="utf-8")
+    edit_json(folder / "config.json", auto_map={"AutoModel": "modeling_own.Own"})
+    return Case(folder)
+
+
+@ROWS.row("own-code-that-the-folder-itself-trusts")
+def _trusts_itself(place: Path) -> Case:
+    """A folder's own settings must not allow its own code."""
+    folder = old_folder(place / "m", None, {"max_seq_length": 32, "model_args": {"trust_remote_code": True}})
+    code = f"from pathlib import Path\nPath({str(place.parent / TRAP)!r}).touch()\n"
+    code += "from transformers import BertModel\nclass Own(BertModel):\n    pass\n"
     (folder / "modeling_own.py").write_text(code, encoding="utf-8")
     edit_json(folder / "config.json", auto_map={"AutoModel": "modeling_own.Own"})
     return Case(folder)

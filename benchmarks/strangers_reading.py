@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import strangers_judge as judge
-from benchmarks.strangers_kit import Call, Case, Stranger
+from benchmarks.strangers_kit import TRAP, Call, Case, Stranger
 
 _FLAGS = {"--normalize": "normalize", "--trust-remote-code": "trust_remote_code"}
 
@@ -24,7 +24,9 @@ def run(stranger: Stranger) -> judge.Verdict:
     """Make the row in this process, open its source, and encode one input at a time."""
     folder = Path(tempfile.mkdtemp(prefix="strangers-"))
     try:
-        return _verdict(stranger.make(folder / "source"), folder)
+        verdict = _verdict(stranger.make(folder / "source"), folder)
+        trapped = (folder / TRAP).exists()
+        return judge.Verdict(judge.WRONG, "code inside the source was run") if trapped else verdict
     except Exception as error:
         return judge.Verdict(judge.UNMADE, f"{type(error).__name__}: {error}")
     finally:

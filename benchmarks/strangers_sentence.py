@@ -183,6 +183,19 @@ ROWS.add(
     "processing-kwargs-no-special-tokens",
     lambda place: _settings(place, max_seq_length=32, processing_kwargs={"text": {"add_special_tokens": False}}),
 )
+_TEXT_KWARGS: dict[str, dict[str, Any]] = {
+    "padded-to-20": {"padding": "max_length", "max_length": 20, "truncation": True},
+    "padding-side-left": {"padding_side": "left"},
+}
+for _told, _given in _TEXT_KWARGS.items():
+    ROWS.add(
+        f"processing-kwargs-{_told}",
+        lambda place, given=_given: _settings(  # type: ignore[misc]
+            place, max_seq_length=64, processing_kwargs={"text": given}
+        ),
+    )
+ROWS.add("tokenizer-args-lower-case", lambda place: _settings(place, tokenizer_args={"do_lower_case": False}))
+ROWS.add("tokenizer-args-slow", lambda place: _settings(place, tokenizer_args={"use_fast": False}))
 ROWS.add(
     "model-args-eager", lambda place: _settings(place, max_seq_length=32, model_args={"attn_implementation": "eager"})
 )
@@ -210,6 +223,13 @@ def _token_dense(place: Path) -> Case:
     chain = [Transformer(str(bert(place / "bert"))), dense(), Pooling(20, "mean")]
     SentenceTransformer(modules=chain, device="cpu").save(str(place / "m"))
     return judged(place / "m")
+
+
+@ROWS.row("settings-file-of-an-old-name")
+def _old_name(place: Path) -> Case:
+    folder = old_folder(place / "m", None, {"max_seq_length": 10, "do_lower_case": False})
+    (folder / "sentence_bert_config.json").rename(folder / "sentence_roberta_config.json")
+    return judged(folder)
 
 
 @ROWS.row("max-seq-length-beyond-the-table")
