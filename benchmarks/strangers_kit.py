@@ -23,7 +23,7 @@ TEXTS = (
     "  A big RED dog runs,\tin the house\n of the cat  ",
     "Café naïve Ünïcödé élan ÀÉÎ",
     "今天天气很好 и русский текст 🙂",
-    "one [SEP] two </s> three <pad> four <|endoftext|>",
+    "one [SEP] two </s> three <pad> four <|endoftext|> five <mask>six [MASK]",
     "No. 12,345.67 (see p. 8) — e-mail a.b@c.org!",
     " ".join(f"word {number} of the long text about rivers" for number in range(12)),
     " ".join("the quick brown fox jumps over the lazy dog and runs" for _ in range(40)),

@@ -98,6 +98,45 @@ def _slow(place: Path) -> Case:
     return by_st(folder)
 
 
+@ROWS.row("roberta-vocab-and-merges-alone")
+def _merges(place: Path) -> Case:
+    """The files that byte-level tokenizers had before tokenizer.json."""
+    folder = roberta(place / "m")
+    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    write_json(folder / "vocab.json", content["vocab"])
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer", "model_max_length": 64})
+    return mean(folder)
+
+
+@ROWS.row("tokenizer-config-with-leftovers-of-training")
+def _leftovers(place: Path) -> Case:
+    """A tokenizer saved in the middle of a training keeps how it was last called."""
+    folder = bert(place / "m")
+    inside = {"direction": "Right", "max_length": 12, "strategy": "LongestFirst", "stride": 0}
+    edit_json(folder / "tokenizer.json", truncation=inside)
+    left = {"max_length": 12, "stride": 0, "truncation_strategy": "longest_first", "pad_to_multiple_of": None}
+    edit_json(folder / "tokenizer_config.json", model_max_length=48, **left)
+    return by_st(folder)
+
+
+@ROWS.row("nllb-encoder-with-a-language-code")
+def _nllb(place: Path) -> Case:
+    from transformers import AutoTokenizer
+
+    folder = place / "nllb"
+    named = {"tokenizer_class": "NllbTokenizer", "src_lang": "fra_Latn", "tgt_lang": "eng_Latn", "model_max_length": 64}
+    sentencepiece(folder, "sentencepiece.bpe.model", named)
+    size = len(AutoTokenizer.from_pretrained(folder))
+    shape = {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 88}
+    shape |= {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 88, "max_position_embeddings": 70}
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+    save_model(folder, "M2M100Config", {**shape, **ids, "vocab_size": size})
+    return mean(folder, half=True)
+
+
 @ROWS.row("lower-case-said-otherwise-beside-tokenizer-json")
 def _disagree(place: Path) -> Case:
     folder = bert(place / "m")
