@@ -10,6 +10,7 @@ import numpy as np
 
 from deploykit.bundle.write import INPUTS_ARRAYS, INPUTS_TEXT, write_selftest
 from deploykit.graph.prove import LONG_TOKENS, Case, Feeds
+from deploykit.runtime.errors import InputError
 from deploykit.runtime.manifest import Card
 from deploykit.runtime.preprocess import Preprocessor, open_preprocessor
 from deploykit.sources import Source
@@ -29,6 +30,7 @@ def write(source: Source, run: Callable[[Feeds], np.ndarray], out: Path) -> list
         feeds = [{name: array[i : i + 1] for name, array in inputs.items()} for i in range(_COUNT["tensor"])]
     else:
         preprocessor = open_preprocessor(source.card, out)
+        inputs = _with_tokens(preprocessor, inputs) if source.card.modality == "text" else inputs
         feeds = [preprocessor.collate(preprocessor.items([item])) for item in inputs]
     cases = [Case(_where(source.card, batch), batch, run(batch)) for batch in feeds]
     write_selftest(out, source.card.modality, inputs, np.concatenate([case.reference for case in cases]))
@@ -38,6 +40,15 @@ def write(source: Source, run: Callable[[Feeds], np.ndarray], out: Path) -> list
         together = preprocessor.collate(short)
         cases.append(Case(_where(source.card, together), together, run(together)))
     return cases
+
+
+def _with_tokens(preprocessor: Preprocessor, texts: Sequence[str]) -> list[str]:
+    """Without the empty text where the tokenizer frames nothing, as those of many decoders: there it has no vector."""
+    try:
+        preprocessor.items([""])
+    except InputError:
+        return [text for text in texts if text]
+    return list(texts)
 
 
 def inputs_name(card: Card) -> str:
