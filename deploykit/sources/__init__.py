@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     import torch
 
 ORDER = ("onnx", "exported-program", "module", "timm", "checkpoint", "sentence-transformers", "transformers")
+_SOURCES = "a source is a folder, a hub id, package:NAME/folder, timm:NAME, py:module:factory, .pt2 or .onnx"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OTHER_FORMATS = {
+    ".gguf": "a GGUF file holds weights for llama.cpp, quantized as a rule",
+    ".tflite": "a TFLite file is converted already",
+    ".h5": "an HDF5 file is of Keras or TensorFlow",
+    ".keras": "it is of Keras",
+}
 _KINDS_OF_FOLDERS = (None, "sentence-transformers", "transformers")
 
 
@@ -121,10 +129,19 @@ def _module(location: str, options: Options) -> ModuleType:
         module = registry.module("sources", name)
         if module.matches(location):
             return module
-    raise SourceError(
-        f"'{location}' is no file or folder here, and no hub id (org/name)",
-        hint="a source is a folder, a hub id, package:NAME/folder, timm:NAME, py:module:factory, .pt2 or .onnx",
-    )
+    if Path(location).expanduser().is_file():
+        raise SourceError(f"'{location}' is a file of a kind that is not read", hint=_instead_of(location))
+    raise SourceError(f"'{location}' is no file or folder here, and no hub id (org/name)", hint=_SOURCES)
+
+
+def _instead_of(location: str) -> str:
+    """What to give in the place of a file that is no source: weights alone do not say which model they belong to."""
+    suffix = Path(location).suffix.lower()
+    if suffix in _WEIGHTS:
+        return "weights alone do not name their model: give the folder with its config.json, or py:FILE:factory"
+    if suffix in _OTHER_FORMATS:
+        return f"{_OTHER_FORMATS[suffix]}: give the folder or checkpoint that it was made from"
+    return _SOURCES
 
 
 def _localize(spec: str, options: Options) -> str:
