@@ -15,7 +15,8 @@ LARGEST_SCALE_ERROR = 1e-3
 
 _ARROW = "→"
 _TRACE = "Traceback (most recent call last)"
-_BUG = "this is a bug in deploykit"
+_BUGS = ("this is a bug in deploykit", "the log below says where")
+"""What the command says in the place of a fix if something unforeseen ended it, or one of its steps."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def of_export(code: int | None, log: str) -> Verdict | None:
         return None
     lines = [line.strip() for line in log.splitlines()]
     fix = next((index for index, line in enumerate(lines) if line.startswith(_ARROW)), None)
-    if fix is None or code < 0 or _BUG in log:
+    if fix is None or code < 0 or any(words in log for words in _BUGS):
         told = next((line for line in lines if line.startswith("error")), lines[-1] if lines else "no output")
         return Verdict(TRACEBACK, f"ended with code {code} and no fix: {told[:400]}")
     before = next((line for line in reversed(lines[:fix]) if line), "")

@@ -82,6 +82,7 @@ def test_an_error_with_a_hint_is_a_refusal_and_one_without_is_not():
     [
         (1, "Traceback (most recent call last):\n  File\nKeyError: 'x'\n  → try\n"),
         (70, "error: KeyError: 'x'\n  → this is a bug in deploykit; run again with --debug\n"),
+        (4, "error: step 'export' failed: IndexError: out of range\n  → the log below says where; --debug prints it\n"),
         (-11, "error: gone\n  → try again\n"),
         (None, ""),
     ],
