@@ -56,8 +56,9 @@ def _verdict(case: Case, folder: Path) -> judge.Verdict:
     from deploykit.errors import DeploykitError
     from deploykit.runtime.preprocess import open_preprocessor
 
+    asked = sources.Options(**options(case.options))
     try:
-        source = sources.open_source(str(case.source), sources.Options(**options(case.options)))
+        source = sources.open_source(str(case.source), asked)
     except DeploykitError as error:
         if error.hint:
             return judge.Verdict(judge.REFUSED, f"{error.message} → {error.hint}")
