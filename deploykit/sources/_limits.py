@@ -117,17 +117,22 @@ def unasked(declared: int | None, files: Mapping[str, int], bound: Bound) -> int
     return min(*known, bound.most or known[0])
 
 
-def said_by_files(folder: Path, tokenizer: Any) -> dict[str, int]:
-    """The maximum that tokenizer_config.json names, then that of the truncation inside tokenizer.json."""
-    found: dict[str, int] = {}
+def said_by_files(tokenizer: Any) -> dict[str, int]:
+    """The maximum that tokenizer_config.json names; transformers takes no other from a folder's tokenizer files."""
     own = tokenizer.model_max_length
-    if own < _TOO_LARGE:
-        found["tokenizer_config.json"] = int(own)
+    return {"tokenizer_config.json": int(own)} if own < _TOO_LARGE else {}
+
+
+def truncation_inside(folder: Path) -> dict[str, int]:
+    """The truncation inside tokenizer.json: who runs a graph with that file alone, by the tokenizers library, gets it.
+
+    transformers sets its own in its place.
+    """
     path = folder / "tokenizer.json"
     truncation = _folder.read_table(path).get("truncation") if path.exists() else None
     if isinstance(truncation, Mapping) and isinstance(truncation.get("max_length"), int):
-        found["tokenizer.json"] = int(truncation["max_length"])
-    return found
+        return {"tokenizer.json": int(truncation["max_length"])}
+    return {}
 
 
 def capped(files: Mapping[str, int], bound: Bound) -> int | None:

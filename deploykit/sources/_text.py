@@ -201,7 +201,8 @@ def _refuse_difference(tokenizer: Any, path: Path) -> None:
 
     own = Tokenizer.from_file(str(path))
     own.enable_truncation(_PROBE_LENGTH, direction=str(tokenizer.truncation_side))
-    for probe in _PROBES:
+    # What looks like a special token is one, or ordinary text (split_special_tokens), as the class decides.
+    for probe in (*_PROBES, " ".join(["it", *map(str, tokenizer.all_special_tokens), "it"])):
         want = tokenizer(probe, truncation=True, max_length=_PROBE_LENGTH)["input_ids"]
         if own.encode(probe).ids != list(want):
             raise SourceError(

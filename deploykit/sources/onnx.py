@@ -219,7 +219,7 @@ def _length(home: Path, tokenizer: Any, options: Options, works: Callable[[int],
     limit = _folder.read_table(declared).get("max_seq_length") if declared.exists() else None
     settings = home / "config.json"
     trained = _folder.read_table(settings).get("max_position_embeddings") if settings.exists() else None
-    said = _limits.said_by_files(home, tokenizer)
+    said = _limits.said_by_files(tokenizer) | _limits.truncation_inside(home)
     wanted = _limits.decide(options, limit, said, _limits.Bound(trained=trained))
     if works(wanted.tokens):
         return wanted

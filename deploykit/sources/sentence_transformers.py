@@ -93,7 +93,7 @@ def open(spec: str, options: Options) -> Source:
         raise SourceError(f"{folder} encodes {checkpoint.modality}, not text", hint=hint)
     tokenizer = text.read_tokenizer(inner, options, lower_case=bool(settings.get("do_lower_case")))
     bound = _limits.bound_of(checkpoint, text.ordinary_token(tokenizer))
-    said = _limits.said_by_files(inner, tokenizer)
+    said = _limits.said_by_files(tokenizer)
     length = _limits.decide(options, settings.get("max_seq_length") or _limits.capped(said, bound), said, bound)
     rows = getattr(checkpoint.config, "vocab_size", None)
     given = text.text_input(tokenizer, rows, checkpoint.accepts("token_type_ids"), length.tokens)

@@ -77,7 +77,7 @@ def _text(folder: Path, checkpoint: Checkpoint, options: Options) -> Parts:
     tokenizer = text.read_tokenizer(folder, options)
     bound = _limits.bound_of(checkpoint, text.ordinary_token(tokenizer))
     published = _padding.published(folder, tokenizer, str(getattr(checkpoint.body.config, "model_type", "")))
-    said = _limits.said_by_files(folder, tokenizer)
+    said = _limits.said_by_files(tokenizer)
     length = _limits.decide(options, published.longest, said, bound)
     published = replace(published, full=_limits.unasked(published.longest, said, bound))
     rows = getattr(checkpoint.config, "vocab_size", None)

@@ -149,3 +149,12 @@ def test_a_feature_extractor_of_its_own_is_refused(tmp_path):
     name_code(folder, "preprocessor_config.json", AutoFeatureExtractor="extraction_own.OwnExtractor")
     with pytest.raises(RemoteCodeError, match="OwnExtractor"):
         open_source(str(folder))
+
+
+def test_a_tokenizer_that_takes_special_tokens_for_text_is_refused(tmp_path):
+    folder = tiny.tiny_bert(tmp_path)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(settings | {"split_special_tokens": True}))
+    with pytest.raises(SourceError, match="gives other ids"):
+        open_source(str(folder))

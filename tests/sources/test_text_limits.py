@@ -164,6 +164,17 @@ def truncated(folder, tokens, padding=None):
     return folder
 
 
+def test_a_truncation_inside_the_tokenizer_is_not_what_transformers_cuts_at(tmp_path):
+    folder = truncated(tiny.tiny_bert(tmp_path, max_position_embeddings=120), 16)
+    text = "the cat sat on it " * 12
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = 120
+    expected = tokenizer(text, truncation=True)["input_ids"]
+    source = open_source(str(folder))
+    assert len(expected) > 16
+    assert source.card.preprocess["max_length"] == 120
+
+
 def onnx_folder(folder, names=("input_ids", "attention_mask"), **config):
     """model.onnx and tokenizer.json alone."""
     import torch
