@@ -134,6 +134,11 @@ def read_tokenizer(folder: Path, options: Options, *, lower_case: bool = False) 
             f"{type(tokenizer).__name__} in {folder} exists in Python only, and has no tokenizer.json",
             hint="convert it to the format of the tokenizers library, or export the model as tensors with py:",
         )
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise SourceError(  # transformers makes an empty one for a folder without a vocabulary
+            f"{folder} has no tokenizer: there is no file with a vocabulary",
+            hint="a text encoder needs tokenizer.json, or the vocabulary it is made from, in its folder",
+        )
     if lower_case:
         _add_lower_case(tokenizer.backend_tokenizer)
     return tokenizer

@@ -408,3 +408,11 @@ def test_a_model_that_cannot_run_on_its_own_inputs_is_explained(tmp_path, models
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "no_such_activation"}))
     with pytest.raises(SourceError, match="no_such_activation"):
         open_source(str(folder))
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
+    folder = tiny.tiny_bert(tmp_path)
+    for path in [*folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob("special_tokens*")]:
+        path.unlink()
+    with pytest.raises(SourceError, match="has no tokenizer: there is no file with a vocabulary"):
+        open_source(str(folder))
