@@ -87,6 +87,11 @@ def _what_instead(folder: Path) -> str:
     if (folder / "adapter_config.json").exists():
         return "it holds a PEFT adapter alone: merge it into its base model first (merge_and_unload)"
     for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin") and path.stem.startswith(("model.", "pytorch_model.")):
+            name, _, variant = path.stem.partition(".")
+            return f"it holds {path.name}, its variant '{variant}': copy or link that to {name}{path.suffix}"
+        if path.name == "openvino_model.xml":
+            return f"it holds {path.name}, which was converted already: give the model that it was made from"
         if path.suffix in _FOREIGN:
             return f"it holds {_FOREIGN[path.suffix]} ({path.name}): save it with save_pretrained as safetensors"
         if path.suffix == ".onnx":

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from deploykit.errors import BundleError, SourceError, nearest
+from deploykit.errors import BundleError, SourceError
 from deploykit.runtime.manifest import TensorSpec
 from deploykit.runtime.preprocess import audio, image
 from deploykit.runtime.preprocess.logmel import LogMel
@@ -145,8 +145,10 @@ def _unknown_class(folder: Path, name: str, known: list[str]) -> SourceError:
     if not name:
         message = f"nothing in '{folder}' names the processor's class"
         return SourceError(message, hint=f"add image_processor_type or feature_extractor_type, {_TENSORS_HINT}")
+    # A class of a similar name computes something else: none is suggested.
     return SourceError(
-        f"the processor class {name} of '{folder}' is not known", hint=f"{nearest(name, known)}; {_TENSORS_HINT}"
+        f"the processor class {name} of '{folder}' is not known to deploykit",
+        hint=f"it knows {len(known)} others; {_TENSORS_HINT}",
     )
 
 
