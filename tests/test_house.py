@@ -39,6 +39,7 @@ TORCH_MODULES = {
     "graph/pooling.py",
     "sources/_encoders.py",
     "sources/_pretrained.py",
+    "sources/_sentence_transformers/layers.py",
     "sources/_tensors.py",
     *(p.relative_to(PACKAGE).as_posix() for p in (PACKAGE / "pretrain").rglob("*.py")),
 } - {"pretrain/__init__.py", "pretrain/recipe.py", "pretrain/run.py", "pretrain/modalities/__init__.py"}

@@ -63,6 +63,10 @@ _DIM = typer.Option(
     "trained for that. Default: as the model says, else all.",
 )
 _TOWER = typer.Option(metavar="NAME", help="Which encoder of a model that has several, as CLIP: text, vision or audio.")
+_ROUTE = typer.Option(
+    metavar="NAME",
+    help="Which encoder of a sentence-transformers folder that routes its inputs, such as query or document.",
+)
 _PREPROCESS = typer.Option(
     metavar="none",
     help="none: the bundle takes the model's own tensors, and you preprocess. Default: the bundle does.",
@@ -111,6 +115,7 @@ def export(
     fixed_length: Annotated[int | None, _FIXED_LENGTH] = None,
     dim: Annotated[int | None, _DIM] = None,
     tower: Annotated[str | None, _TOWER] = None,
+    route: Annotated[str | None, _ROUTE] = None,
     preprocess: Annotated[str | None, _PREPROCESS] = None,
     prompt: Annotated[list[str] | None, _PROMPT] = None,
     also: Annotated[list[str] | None, _ALSO] = None,
@@ -147,6 +152,7 @@ def export(
             "fixed_length": fixed_length,
             "dim": dim,
             "tower": tower,
+            "route": route,
             "preprocess": preprocess,
             "prompts": _prompts(prompt),
             "outputs": _split(also) or None,

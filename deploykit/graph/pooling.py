@@ -130,11 +130,11 @@ class LayerNorm(nn.Module):
 
 
 class Truncate(nn.Module):
-    """The first ``dim`` components (Matryoshka embeddings)."""
+    """The first ``dim`` components (Matryoshka embeddings); ``at_most``: all of them, if there are fewer."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, at_most: bool = False) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.at_most = dim, at_most
 
     def forward(self, vectors: Tensor) -> Tensor:
         return vectors[:, : self.dim]

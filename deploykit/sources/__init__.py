@@ -44,7 +44,8 @@ class Options:
     ``max_length`` is in tokens (text) or samples (waveforms). ``pooling``: mean, cls, last, max, mean_sqrt_len,
     weighted_mean, pooler (the model's own pooled output), none (the output already is the embedding). ``dim`` keeps the
     first numbers of the embedding alone (Matryoshka representations, Kusupati et al. 2022) before it is normalised.
-    ``tower`` picks an encoder of a model that has several (CLIP). ``fixed_length`` (tokens) gives a text encoder that
+    ``tower`` picks an encoder of a model that has several (CLIP), ``route`` one of those that a router sends its inputs
+    to (query, document). ``fixed_length`` (tokens) gives a text encoder that
     one length alone: texts are padded to it, or cut. ``preprocess`` none leaves preprocessing to the caller: the bundle
     takes the model's own tensors. ``prompts`` are put before texts, by the name that ``encode(kind=…)`` gives: they are
     added to those of the source's own files, and stand in the place of one of the same name. ``outputs`` (such as
@@ -58,6 +59,7 @@ class Options:
     fixed_length: int | None = None
     dim: int | None = None
     tower: Literal["text", "vision", "audio"] | None = None
+    route: str | None = None
     preprocess: Literal["none"] | None = None
     prompts: Mapping[str, str] | None = None
     outputs: tuple[str, ...] | None = None

@@ -145,8 +145,10 @@ def _truncation_note(parts: Parts, dim: int) -> list[str]:
     """A sentence for the user where the vectors are truncated; `SourceError` where there is nothing to cut off."""
     from deploykit.graph.pooling import Truncate
 
-    asked = next((module.dim for module in parts.module.modules() if isinstance(module, Truncate)), None)
-    return [] if asked is None else [truncated(parts.name, asked, dim, parts.normalized)]
+    cut = next((module for module in parts.module.modules() if isinstance(module, Truncate)), None)
+    if cut is None or (cut.at_most and dim < cut.dim):
+        return []
+    return [truncated(parts.name, cut.dim, dim, parts.normalized)]
 
 
 def truncated(name: str, asked: int, dim: int, normalized: bool) -> str:

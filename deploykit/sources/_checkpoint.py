@@ -40,6 +40,7 @@ class Checkpoint:
 
     ``body`` is the torch module to call (the encoder half of an encoder-decoder), ``input_name`` its main input,
     ``method`` the method to call on it, ``missing`` the tensors that its files do not hold and that are random now.
+    ``folder`` holds the weights, if that is another than the source's.
     """
 
     body: torch.nn.Module
@@ -50,6 +51,7 @@ class Checkpoint:
     missing: Mapping[str, torch.Tensor]
     notes: tuple[str, ...] = ()
     method: str = "forward"
+    folder: Path | None = None
 
     def accepts(self, name: str) -> bool:
         """Whether the method has an argument of that name."""
@@ -72,10 +74,18 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load(folder: Path, options: Options, *, pooling_is_explicit: bool = False) -> Checkpoint:
+def load(
+    folder: Path,
+    options: Options,
+    *,
+    pooling_is_explicit: bool = False,
+    model_arguments: Mapping[str, Any] | None = None,
+    config_arguments: Mapping[str, Any] | None = None,
+) -> Checkpoint:
     """Load the encoder of ``folder`` in float32, ready for inference.
 
     ``pooling_is_explicit``: the folder's own files name a pooling, so a decoder is meant to be used as an encoder.
+    The arguments are those of ``from_pretrained`` of the model and of its config, if the folder names any.
     """
     settings = read_table(folder / "config.json")
     _check_architecture(folder, settings, options, pooling_is_explicit)
@@ -94,6 +104,7 @@ def load(folder: Path, options: Options, *, pooling_is_explicit: bool = False) -
             use_safetensors=weights[0].suffix == ".safetensors",
             dtype=torch.float32,
             output_loading_info=True,
+            **_arguments(folder, options, model_arguments or {}, config_arguments or {}),
         )
     _refuse_unreadable(folder, report)
     _refuse_class_of_transformers(folder, settings, model)
@@ -106,6 +117,19 @@ def load(folder: Path, options: Options, *, pooling_is_explicit: bool = False) -
     if found.modality == "text" and found.method == "forward" and options.pooling is None and not pooling_is_explicit:
         _heads.refuse_guess(head, folder)
     return replace(found, notes=(*notes, *found.notes))
+
+
+def _arguments(folder: Path, options: Options, model: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``from_pretrained`` of a model gets beside the usual. Without a config of its own it would take arguments
+    of the model for changes of that.
+    """
+    if not model and not config:
+        return {}
+    from transformers import AutoConfig
+
+    trust = options.trust_remote_code
+    made = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust, **config)
+    return {**model, "config": made}
 
 
 def _class_named(settings: Mapping[str, Any]) -> Any:
@@ -269,7 +293,7 @@ def provenance(kind: str, folder: Path, checkpoint: Checkpoint, pooling_reason: 
         "kind": kind,
         **folder_facts(folder),
         "architecture": checkpoint.architecture,
-        "weights_sha256": digest_of(weight_files(folder)),
+        "weights_sha256": digest_of(weight_files(checkpoint.folder or folder)),
         "transformers": transformers.__version__,
         "pooling": pooling_reason,
         "notes": [*checkpoint.notes, *_missing_note(checkpoint.missing)],

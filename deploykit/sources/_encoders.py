@@ -51,9 +51,11 @@ class BodyEncoder(nn.Module):
         extra = {"output_hidden_states": True} if any(one.layer is not None for one in self.further) else {}
         return getattr(self.body, self.method)(*given, **named, **extra)
 
-    def answer(self, output: Any, mask: Tensor | None) -> Any:
-        """The embedding [batch, dim], with the further outputs behind it; ``mask`` [batch, tokens] is 0 at padding."""
-        embedding = self.head(self.pick(output), mask)
+    def answer(self, output: Any, mask: Tensor | None, pooled: Tensor | None = None) -> Any:
+        """The embedding [batch, dim], with the further outputs behind it; ``mask`` [batch, tokens] is 0 at padding, and
+        ``pooled`` also at tokens that the embedding leaves out.
+        """
+        embedding = self.head(self.pick(output), mask if pooled is None else pooled)
         return (embedding, *(self._given(one, output, mask) for one in self.further)) if self.further else embedding
 
     def _given(self, one: Further, output: Any, mask: Tensor | None) -> Tensor:
@@ -74,7 +76,7 @@ class TextEncoder(BodyEncoder):
     """Token ids to embeddings.
 
     ``zero_types`` feeds zeros as token types where the tokenizer would: the graph then has one input less. Without
-    ``attention_mask`` nothing is padded.
+    ``attention_mask`` nothing is padded; ``pooling_mask`` is 0 also at tokens that the embedding leaves out.
     """
 
     def __init__(
@@ -83,9 +85,11 @@ class TextEncoder(BodyEncoder):
         super().__init__(body, method, pick, head)
         self.zero_types = zero_types
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, pooling_mask: Tensor | None = None
+    ) -> Any:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.answer(self._output(input_ids, mask), mask)
+        return self.answer(self._output(input_ids, mask), mask, pooling_mask)
 
     def tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What is pooled: [batch, length, width], or [batch, dim] where the body pools."""

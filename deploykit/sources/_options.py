@@ -13,6 +13,7 @@ _WHERE = {
     "max_length": "it is the longest text in tokens, or the longest sound in samples",
     "fixed_length": "it counts the tokens of a text encoder",
     "tower": "it picks one encoder of a model that has several, as CLIP has",
+    "route": "it picks one encoder of a sentence-transformers folder with a router",
     "preprocess": "only what brings preprocessing of its own can leave it to the caller",
     "prompts": "they are put before texts by a text encoder with a tokenizer",
     "outputs": "only encoders from a transformers or sentence-transformers folder give more than one",

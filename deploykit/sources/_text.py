@@ -38,7 +38,8 @@ class TextInput:
     ``prefix`` and ``suffix`` are the special ids around every text, ``vocabulary`` the number of ids to draw from,
     without ``special``. ``zero_types``: the encoder gets token types, which are all 0 and are made inside the graph.
     ``fixed``: every batch is ``max_length`` wide. ``masked`` False: there is no mask, and nothing is padded but to a
-    fixed length. ``notes`` are for the user.
+    fixed length. ``notes`` are for the user, ``more`` are keys of ``card.preprocess`` that few encoders have.
+    ``prompts_left_out``: a further mask says which tokens are pooled, since those of the prompt are not.
     """
 
     tokenizer: Path
@@ -55,13 +56,16 @@ class TextInput:
     default_prompt: str | None = None
     fixed: bool = False
     masked: bool = True
+    more: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    prompts_left_out: bool = False
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """The graph's inputs."""
         length = self.max_length if self.fixed else "length"
-        names = ("input_ids", "attention_mask") if self.masked else ("input_ids",)
+        names = ["input_ids", *(["attention_mask"] if self.masked else [])]
+        names += ["pooling_mask"] if self.prompts_left_out else []
         return tuple(TensorSpec(name, "int64", ("batch", length)) for name in names)
 
     def sizes(self, head_size: int | None) -> dict[str, tuple[int, ...]]:
@@ -79,6 +83,7 @@ class TextInput:
             "truncation_side": self.truncation_side,
             "prompts": dict(self.prompts),
             "default_prompt": self.default_prompt,
+            **self.more,
         }
 
     def make(self, batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
@@ -89,12 +94,15 @@ class TextInput:
         generator = torch.Generator().manual_seed(seed)
         ids = torch.full((batch, length), self.pad_id, dtype=torch.int64)
         mask = torch.zeros((batch, length), dtype=torch.int64)
+        pooled = mask.clone()
         for row in range(batch):
             count = max(1, length - (row * max(length, batch)) // batch) if self.masked or self.fixed else length
             start = length - count if self.padding_side == "left" else 0
             ids[row, start : start + count] = self._text(count, generator)
             mask[row, start : start + count] = 1
-        return {"input_ids": ids, "attention_mask": mask} if self.masked else {"input_ids": ids}
+            pooled[row, start + count // 3 : start + count] = 1
+        made = {"input_ids": ids, "attention_mask": mask, "pooling_mask": pooled}
+        return {spec.name: made[spec.name] for spec in self.specs}
 
     def _text(self, count: int, generator: torch.Generator) -> torch.Tensor:
         import torch
@@ -110,15 +118,24 @@ class TextInput:
         return body
 
 
-def read_tokenizer(folder: Path, options: Options, *, lower_case: bool = False) -> Any:
-    """The fast tokenizer of a folder as transformers runs it; `SourceError` when there is none."""
+def read_tokenizer(
+    folder: Path, options: Options, *, lower_case: bool = False, arguments: Mapping[str, Any] | None = None
+) -> Any:
+    """The fast tokenizer of a folder as transformers runs it; `SourceError` when there is none.
+
+    ``arguments`` are further ones of ``from_pretrained``, if the folder names any.
+    """
     from transformers import AutoTokenizer
 
     _code.refuse_tokenizer(folder, options)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=options.trust_remote_code, use_fast=True
+                folder,
+                local_files_only=True,
+                trust_remote_code=options.trust_remote_code,
+                use_fast=True,
+                **(arguments or {}),
             )
     except ImportError as error:
         raise MissingError(

@@ -14,7 +14,7 @@ from deploykit.sources import Options, _folder
 from deploykit.sources._assemble import MakeInputs, Parts
 from deploykit.sources._checkpoint import Checkpoint, first_line, no_encoder, provenance
 from deploykit.sources._padding import Published, as_published, pools_at_the_end
-from deploykit.sources._text import TOKENIZER, TextInput, head_size_of, is_causal
+from deploykit.sources._text import TextInput, head_size_of, is_causal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ class Pooled:
 
     ``modes`` are side by side, none where the model pools by itself; ``stages`` follow. ``reason`` is for the
     provenance. ``for_decoders``: the choice was made for a decoder, or by the model's own authors. ``by_default``:
-    nobody made it.
+    nobody made it. ``context_free``: no token sees another one, as in a table of words.
     """
 
     modes: tuple[str, ...]
@@ -39,6 +39,7 @@ class Pooled:
     reason: str
     for_decoders: bool
     by_default: bool = False
+    context_free: bool = False
 
     @property
     def normalized(self) -> bool:
@@ -66,11 +67,11 @@ def text_parts(
     name = checkpoint.architecture
     given = as_published(name, module, given, options, published, by_itself=not pooled.modes)
     facts = provenance(kind, folder, checkpoint, pooled.reason)
-    facts["notes"] += given.notes
     sizes, why = _working_lengths(module, given, given.sizes(head_size_of(checkpoint.config)))
     if why:
         least = min(sizes["length"])
         facts["notes"].append(f"texts are padded to {least} tokens at least: it fails on shorter ones ({why})")
+    facts["notes"] += given.notes
     if given.fixed:
         facts["notes"].append(f"one length only: texts are padded or cut to {given.max_length} tokens")
     parts = Parts(
@@ -84,7 +85,7 @@ def text_parts(
         pooling="+".join(pooled.modes) or "pooler",
         normalized=pooled.normalized,
         provenance=facts,
-        files={TOKENIZER: given.tokenizer},
+        files={str(given.preprocess()["tokenizer"]): given.tokenizer},
         license=_folder.license_file(folder),
     )
     return replace(parts, unpadded=lambda: _unpadded(parts, given))
@@ -97,7 +98,7 @@ def _settled(
     if pooled.by_default and _pools_at_the_end(checkpoint, given):
         pooled = replace(pooled, modes=(), reason="the model pools by itself, at the last place of a row")
     module = _encoder(checkpoint, given, pooled)
-    if not pooled.modes or not is_causal(checkpoint.architecture, module.tokens, given):
+    if not pooled.modes or pooled.context_free or not is_causal(checkpoint.architecture, module.tokens, given):
         return module, given, pooled
     if pooled.by_default and _pools_by_itself(checkpoint, given):  # CLIP's texts: the vector of the last token
         pooled = replace(pooled, modes=(), reason="a decoder that pools by itself")

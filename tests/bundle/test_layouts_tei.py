@@ -119,6 +119,12 @@ def test_preprocessing_that_it_has_not_is_refused(tmp_path, option):
         write(bundle.root, "tei", tmp_path / "out")
 
 
+def test_a_chat_template_is_refused(tmp_path):
+    bundle = made.bundle(tmp_path, card=made.card(frames={"": {"before": "w1", "after": ""}}))
+    with pytest.raises(RecipeError, match="a chat template"):
+        write(bundle.root, "tei", tmp_path / "out")
+
+
 def test_positions_counted_otherwise_are_refused(tmp_path):
     card = made.card(padding_side="left")
     positions = TensorSpec("position_ids", "int64", ("batch", "length"))

@@ -152,12 +152,12 @@ def test_sm_without_such_a_target_is_refused(command):
 
 
 def test_what_is_asked_of_the_source_reaches_the_recipe(command):
-    words = ("--dim", "256", "--tower", "text", "--fixed-length", "64", "--preprocess", "none")
+    words = ("--dim", "256", "--tower", "text", "--fixed-length", "64", "--preprocess", "none", "--route", "query")
     prompts = ("--prompt", "query=query: ", "--prompt", "passage= a=b")
     code, out, _ = command("export", "org/m", *words, *prompts, "--show-recipe")
     assert code == 0
     source = tomllib.loads(out)["source"]
-    asked = {"dim": 256, "tower": "text", "fixed_length": 64, "preprocess": "none"}
+    asked = {"dim": 256, "tower": "text", "fixed_length": 64, "preprocess": "none", "route": "query"}
     assert {key: source[key] for key in asked} == asked
     assert source["prompts"] == {"query": "query: ", "passage": " a=b"}
     assert Recipe.from_text(out).source.options.prompts == source["prompts"]
@@ -166,6 +166,7 @@ def test_what_is_asked_of_the_source_reaches_the_recipe(command):
 def test_python_asks_the_same(outcome, bundle):
     outcome.value = Outcome(bundle, None, ())
     asked = {"dim": 8, "tower": "vision", "fixed_length": 9, "preprocess": "none", "prompts": {"query": "q: "}}
+    asked |= {"route": "document"}
     api.export("org/m", **asked)
     assert {key: getattr(outcome.recipe.source.options, key) for key in asked} == asked
 

@@ -65,9 +65,11 @@ def test_the_first_numbers_are_kept_and_normalised_as_asked(models, name):
 def test_a_folder_s_own_truncation_holds_and_another_may_be_asked_for(tmp_path):
     folder = tiny.tiny_sentence_transformer(tmp_path / "model", MEAN, NORMALIZE, truncate_dim=9)
     source = open_source(str(folder))
-    assert (source.card.embedding.dim, source.card.embedding.normalized) == (9, True)
+    assert (source.card.embedding.dim, source.card.embedding.normalized) == (9, False)
     want = reference(folder, TEXTS)  # which cuts behind its Normalize, and leaves the vectors shorter than 1
-    np.testing.assert_allclose(encode(source, TEXTS, tmp_path), cut(want, 9), atol=1e-5)
+    np.testing.assert_allclose(encode(source, TEXTS, tmp_path), want, atol=1e-5)
+    again = open_source(str(folder), Options(normalize=True))
+    np.testing.assert_allclose(encode(again, TEXTS, tmp_path), cut(want, 9), atol=1e-5)
     assert open_source(str(folder), Options(dim=5)).card.embedding.dim == 5
 
 
@@ -145,11 +147,11 @@ def test_a_prompt_behind_which_the_last_token_stands_may_be_left_out_of_the_pool
     np.testing.assert_allclose(vectors, reference(folder, TEXTS, prompt_name="query"), atol=1e-5)
 
 
-def test_a_given_prompt_is_refused_where_the_pooling_leaves_prompts_out(tmp_path):
-    folder = tiny.tiny_sentence_transformer(tmp_path / "model", {**MEAN, "include_prompt": False})
-    assert open_source(str(folder)).card.preprocess["prompts"] == {}
-    with pytest.raises(SourceError, match="include_prompt"):
-        open_source(str(folder), Options(prompts={"query": "a "}))
+def test_a_given_prompt_is_left_out_where_the_pooling_leaves_prompts_out(tmp_path):
+    folder = tiny.tiny_sentence_transformer(tmp_path / "model", MEAN | {"include_prompt": False})
+    source = open_source(str(folder), Options(prompts={"query": "query: "}))
+    want = reference(folder, TEXTS, prompt="query: ")
+    np.testing.assert_allclose(encode(source, TEXTS, tmp_path, kind="query"), want, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,20 @@ def test_options_override_pooling_normalisation_and_dimension(tmp_path):
     assert not np.allclose(np.linalg.norm(encode(plain, ["a cat"], tmp_path), axis=1), 1.0)
 
 
-def test_excluding_the_prompt_from_pooling_is_refused(tmp_path):
-    pooling = {"pooling_mode_mean_tokens": True, "include_prompt": False}
+@pytest.mark.parametrize("mode", ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens"])
+def test_the_prompt_is_left_out_of_the_pooling(tmp_path, mode):
+    pooling = {"pooling_mode": mode, "include_prompt": False}
+    settings = {"prompts": {"query": "the river: ", "none": ""}, "default_prompt_name": "query"}
+    folder = tiny.tiny_sentence_transformer(tmp_path / "model", pooling, **settings)
+    source = open_source(str(folder))
+    texts = [text for text in STRANGE if text or mode != "max"]
+    assert worst_cosine(encode(source, texts, tmp_path), reference(folder, texts)) >= 0.999999
+    plain = encode(source, texts, tmp_path, kind="none")
+    assert worst_cosine(plain, reference(folder, texts, prompt_name="none")) >= 0.999999
+
+
+def test_leaving_the_prompt_out_of_a_weighted_mean_is_refused(tmp_path):
+    pooling = {"pooling_mode": "weightedmean", "include_prompt": False}
     folder = tiny.tiny_sentence_transformer(tmp_path / "model", pooling, prompts={"query": "a "})
     with pytest.raises(SourceError, match="include_prompt"):
         open_source(str(folder))

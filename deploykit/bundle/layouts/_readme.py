@@ -62,7 +62,8 @@ def _client(card: Card, feeding: str) -> Iterator[str]:
     yield ""
     yield "## What the client does"
     yield ""
-    if card.modality == "text":
+    own_way = card.preprocess.get("frames") or str(card.preprocess.get("tokenizer", "")).endswith("words.json")
+    if card.modality == "text" and not own_way:
         yield from _tokenizing(card, feeding)
     elif card.modality == "tensor":
         yield "The server takes ready tensors, as the encoder does."
@@ -92,6 +93,7 @@ def _tokenizing(card: Card, feeding: str) -> Iterator[str]:
     yield f"Rows are padded on the {side} with {options.get('pad_id', 0)} to the longest of a batch."
     said = {
         "attention_mask": "is 1 on tokens and 0 on padding",
+        "pooling_mask": "is 1 on tokens, and 0 on padding and on the prompt's",
         "token_type_ids": f"holds the encodings' `type_ids`, and {options.get('pad_type_id', 0)} on padding",
         "position_ids": "counts the tokens from 0; padding before them has 0",
     }

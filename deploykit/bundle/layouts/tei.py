@@ -50,6 +50,10 @@ def _faults(card: Card) -> Iterator[str]:
         wanted = "int64" if spec in card.inputs else "float32"
         if spec.dtype != wanted:
             yield f"'{spec.name}' is {spec.dtype}, and it uses {wanted}"
+    if not str(card.preprocess.get("tokenizer", "")).endswith("tokenizer.json"):
+        yield "it takes tokenizers of the tokenizers library alone, and this one splits texts at whitespace"
+    if card.preprocess.get("frames"):
+        yield "the preprocessing puts each text into a chat template, which it cannot do"
     if changed := next((key for key in ("lowercase", "strip") if card.preprocess.get(key)), ""):
         yield f"the preprocessing has '{changed}' before the tokenizer, which it cannot do"
     if card.preprocess.get("padding_side") == "left" and "position_ids" in names:

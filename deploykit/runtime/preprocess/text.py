@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 _IDS, _MASK, _TYPES, _POSITIONS = "input_ids", "attention_mask", "token_type_ids", "position_ids"
+_POOLED = "pooling_mask"
 _PREFIX = "preprocess/"
 MAX_CHARACTERS = 2**20
 """Longer texts are refused: the tokenizer takes some 180 bytes and a microsecond for each character, read or cut."""
@@ -33,12 +34,26 @@ _STEP_FROM, _WIDTH_STEP = 64, 16
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What a chat template puts around a text. ``ending`` are the ids that it ends with: a text that was cut to the
+    longest length gets them back in the place of its last ids. ``unpooled`` ids at the beginning are not pooled.
+    """
+
+    before: str
+    after: str
+    ending: tuple[int, ...] = ()
+    unpooled: int = 0
+
+
+@dataclass(frozen=True)
 class Options:
     """``card.preprocess`` of a text encoder.
 
     ``max_length`` is in tokens and counts the special ones. ``prompts`` are put before a text, by the ``kind`` given to
     ``encode``; ``default_prompt`` names the one for a call without a kind. ``lowercase`` and ``strip`` are done before
-    the tokenizer sees the text.
+    the tokenizer sees the text. ``frames`` stand in the place of the prompts if there are any, by the prompt's name, ""
+    without one. ``prompt_tokens`` of a text are not pooled, by the prompt's name, if the graph has a mask for that.
+    ``allow_empty``: a text without any token gives the zero vector, and is no error.
     """
 
     tokenizer: str
@@ -51,6 +66,9 @@ class Options:
     strip: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    frames: dict[str, Frame] = field(default_factory=dict)
+    prompt_tokens: dict[str, int] = field(default_factory=dict)
+    allow_empty: bool = False
 
 
 class Preprocessor:
@@ -60,11 +78,11 @@ class Preprocessor:
         self._options = options
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in card.inputs}
         self._names = set(self._dtypes)
-        unknown = sorted(self._names - {_IDS, _MASK, _TYPES, _POSITIONS})
+        unknown = sorted(self._names - {_IDS, _MASK, _TYPES, _POSITIONS, _POOLED})
         if unknown or _IDS not in self._names:
             raise BundleError(
                 f"the text encoder has the inputs {sorted(self._names)}",
-                hint=f"a text bundle needs {_IDS}, and may take {_MASK}, {_TYPES} and {_POSITIONS}",
+                hint=f"a text bundle needs {_IDS}, and may take {_MASK}, {_TYPES}, {_POSITIONS} and {_POOLED}",
             )
         self._shortest, proven = card.limits.axes.get("length", (1, options.max_length))
         self._longest = min(options.max_length, proven)
@@ -78,8 +96,6 @@ class Preprocessor:
     @classmethod
     def open(cls, card: Card, root: Path) -> Preprocessor:
         """Read ``card.preprocess`` and the tokenizer; `BundleError` names what is wrong with them."""
-        from tokenizers import Tokenizer
-
         data = {key: value for key, value in card.preprocess.items() if key != "kind"}
         options = from_json(Options, data, "card.preprocess")
         if options.default_prompt is not None and options.default_prompt not in options.prompts:
@@ -87,23 +103,19 @@ class Preprocessor:
                 f"card.preprocess.default_prompt is '{options.default_prompt}', and there is no such prompt",
                 hint=nearest(options.default_prompt, list(options.prompts)),
             )
+        if options.frames and {"", *options.prompts} - set(options.frames):
+            raise BundleError("card.preprocess.frames lacks a prompt's frame", hint="build the bundle again")
         if options.max_length < 1 or not options.tokenizer.startswith(_PREFIX):
             raise BundleError(
                 f"card.preprocess has max_length {options.max_length} and tokenizer '{options.tokenizer}'",
                 hint=f"a length of 1 or more, and a file below {_PREFIX}",
             )
-        path = inside(root, options.tokenizer)
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception
-            raise BundleError(
-                f"'{options.tokenizer}' cannot be read: {error}", hint="build the bundle again"
-            ) from error
-        return cls(tokenizer, options, card)
+        return cls(_open_tokenizer(inside(root, options.tokenizer), options), options, card)
 
     def items(self, inputs: Sequence[Any], *, kind: str | None = None) -> list[Item]:
         """One item per text, cost in tokens; `InputError` names the first that is no text."""
-        texts = self._prepared(inputs, kind)
+        frame = self._frame(kind)
+        texts = self._prepared(inputs, frame)
         try:
             if len(texts) == 1:
                 encodings = [self._tokenizer.encode(texts[0])]
@@ -111,7 +123,7 @@ class Preprocessor:
                 encodings = self._tokenizer.encode_batch_fast(texts)
         except Exception as error:  # the library raises TypeError or a bare Exception
             raise _untokenizable(texts, error) from error
-        return [self._item(encoding, index) for index, encoding in enumerate(encodings)]
+        return [self._item(encoding, index, frame) for index, encoding in enumerate(encodings)]
 
     def collate(self, items: Sequence[Item]) -> dict[str, np.ndarray]:
         """Padded ``[batch, length]`` tensors, as wide as the longest text (rounded up where a mask marks the
@@ -139,6 +151,10 @@ class Preprocessor:
             if not self._plain_types:
                 types[real] = np.concatenate([item.tensors[_TYPES] for item in items])
             feeds[_TYPES] = types
+        if _POOLED in self._names:
+            pooled = np.zeros(real.shape, self._dtypes[_POOLED])
+            pooled[real] = np.concatenate([item.tensors[_POOLED] for item in items])
+            feeds[_POOLED] = pooled
         if _POSITIONS in self._names:
             feeds[_POSITIONS] = np.maximum(real.cumsum(axis=1) - 1, 0).astype(self._dtypes[_POSITIONS])
 
@@ -148,9 +164,8 @@ class Preprocessor:
         width = longest if count == 1 or longest < _STEP_FROM else -(-longest // _WIDTH_STEP) * _WIDTH_STEP
         return max(self._shortest, min(width, self._longest))
 
-    def _prepared(self, inputs: Sequence[Any], kind: str | None) -> list[str]:
+    def _prepared(self, inputs: Sequence[Any], frame: Frame) -> list[str]:
         """The texts with their prompt, as the tokenizer gets them."""
-        prompt = self._prompt(kind)
         options = self._options
         texts: list[str] = []
         for index, text in enumerate(inputs):
@@ -165,26 +180,49 @@ class Preprocessor:
                 text = text.strip()
             if options.lowercase:
                 text = text.lower()
-            texts.append(prompt + text if prompt else text)
+            texts.append(frame.before + text + frame.after)
         return texts
 
-    def _prompt(self, kind: str | None) -> str:
-        prompts, name = self._options.prompts, kind if kind is not None else self._options.default_prompt
-        if name is None:
-            return ""
-        if name not in prompts:
+    def _frame(self, kind: str | None) -> Frame:
+        """What stands around a text of that kind: a prompt, or the chat template with it."""
+        frames, prompts = self._options.frames, self._options.prompts
+        name = kind if kind is not None else self._options.default_prompt
+        if name is not None and name not in prompts:
             hint = nearest(name, list(prompts)) if prompts else "this encoder has no prompts: leave kind out"
             raise InputError(f"there is no prompt for kind '{name}'", hint=hint)
-        return prompts[name]
+        if frames:
+            return frames[name or ""]
+        if name is None:
+            return Frame("", "")
+        return Frame(prompts[name], "", unpooled=self._options.prompt_tokens.get(name, 0))
 
-    def _item(self, encoding: Encoding, index: int) -> Item:
+    def _item(self, encoding: Encoding, index: int, frame: Frame) -> Item:
         ids = np.array(encoding.ids, self._dtypes[_IDS])
-        if not len(ids):
+        if frame.ending and len(ids) >= self._longest:
+            kept = frame.ending[-len(ids) :]
+            ids[-len(kept) :] = kept
+        if not len(ids) and not (self._options.allow_empty and _MASK in self._names):
             raise InputError(f"input {index} gives no tokens", hint="leave empty texts out")
         tensors = {_IDS: ids}
         if not self._plain_types:
             tensors[_TYPES] = np.array(encoding.type_ids, self._dtypes[_TYPES])
-        return Item(tensors, len(ids))
+        if _POOLED in self._names:
+            tensors[_POOLED] = (np.arange(len(ids)) >= frame.unpooled).astype(self._dtypes[_POOLED])
+        return Item(tensors, max(1, len(ids)))
+
+
+def _open_tokenizer(path: Path, options: Options) -> Any:
+    """The tokenizer of a file: of the tokenizers library, or words split at whitespace."""
+    from deploykit.runtime.preprocess import words
+
+    if path.name == words.FILE:
+        return words.WordTokenizer.open(path)
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise BundleError(f"'{options.tokenizer}' cannot be read: {error}", hint="build the bundle again") from error
 
 
 def _untokenizable(texts: Sequence[str], error: Exception) -> InputError:

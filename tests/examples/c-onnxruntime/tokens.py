@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 def write_tokens(bundle: Path, texts: Path, output: Path) -> None:
     card = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["card"]
     options = card["preprocess"]
+    if options.get("frames"):
+        raise SystemExit("the bundle has a chat template, which this example does not apply")
     tokenizer = Tokenizer.from_file(str(bundle / options["tokenizer"]))
     tokenizer.no_padding()
     longest = min([options["max_length"], *card["limits"]["axes"].get("length", [])[1:]])

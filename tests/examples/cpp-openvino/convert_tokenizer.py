@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 def convert(bundle: Path, output: Path) -> None:
     card = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["card"]
     options = card["preprocess"]
+    if options.get("frames"):
+        raise SystemExit("the bundle has a chat template, which this example does not apply")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(bundle / options["tokenizer"]),
         padding_side=options.get("padding_side", "right"),

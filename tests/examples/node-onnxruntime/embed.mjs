@@ -28,6 +28,7 @@ class Encoder {
     const variant = name ? variants.find((entry) => entry.name === name) : portable;
     if (variant?.target !== "onnxruntime") throw new Error(`the bundle has no variant '${name}' for onnxruntime`);
     const options = card.preprocess;
+    if (options.frames) throw new Error("the bundle has a chat template, which this example does not apply");
     const tokenizer = tokenizers.Tokenizer.fromFile(join(bundle, options.tokenizer));
     tokenizer.disablePadding(); // the file may bring padding and truncation of its own
     const longest = Math.min(options.max_length, ...(card.limits.axes.length ?? []).slice(1));

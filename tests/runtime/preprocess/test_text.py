@@ -171,3 +171,28 @@ def test_wrong_options_are_refused(opened, options, reason):
 def test_inputs_that_no_text_gives_are_refused(opened):
     with pytest.raises(BundleError, match="pixel_values"):
         opened(("input_ids", "pixel_values"))
+
+
+def test_a_frame_stands_around_a_text_and_ends_one_that_was_cut(opened):
+    ending = ids("w9 [SEP]")
+    frames = {"": {"before": "w1 ", "after": " w9", "ending": ending}, "query": {"before": "w2 ", "after": " w9"}}
+    preprocessor = opened(frames=frames, prompts={"query": "w2"}, strip=True, max_length=6)
+    assert feeds_of(preprocessor, [" w3 "])["input_ids"].tolist() == [ids("[CLS] w1 w3 w9 [SEP]")]
+    assert feeds_of(preprocessor, ["w3 w4 w5 w6"])["input_ids"].tolist() == [ids("[CLS] w1 w3 w4 w9 [SEP]")]
+    query = feeds_of(preprocessor, ["w3 w4 w5 w6"], kind="query")["input_ids"].tolist()
+    assert query == [ids("[CLS] w2 w3 w4 w5 [SEP]")]
+
+
+def test_a_prompt_without_a_frame_is_refused(opened):
+    with pytest.raises(BundleError, match="lacks a prompt's frame"):
+        opened(frames={"": {"before": "", "after": ""}}, prompts={"query": "w2"})
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_tokens_of_a_prompt_are_left_out_of_the_pooling(opened, side):
+    names = ("input_ids", "attention_mask", "pooling_mask")
+    preprocessor = opened(names, prompts={"query": "w1 w2 "}, prompt_tokens={"query": 3}, padding_side=side)
+    pooled = feeds_of(preprocessor, ["w3 w4", "w3"], kind="query")["pooling_mask"].tolist()
+    want = [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0] if side == "right" else [0, 0, 0, 0, 1, 1]]
+    assert pooled == want
+    assert feeds_of(preprocessor, ["w3 w4"])["pooling_mask"].tolist() == [[1, 1, 1, 1]]
