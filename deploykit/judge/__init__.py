@@ -58,13 +58,15 @@ class Choices:
 
     ``pooling`` is the word of the card, ``asked_pooling`` what was asked for. ``longest`` is the longest text in tokens
     that the export takes (None: no text). ``max_length`` and ``fixed_length`` are what was asked for: a width that the
-    export chose by itself is not the library's. ``prompts`` are those that were asked for.
+    export chose by itself is not the library's. ``prompts`` are those that were asked for, ``route`` the
+    way through a Router.
     """
 
     modality: str
     pooling: str
     asked_pooling: str | None = None
     tower: str | None = None
+    route: str | None = None
     dim: int | None = None
     normalize: bool | None = None
     longest: int | None = None

@@ -73,12 +73,22 @@ class _Encoder:
         return {name: np.asarray(found) for name, found in features.items() if hasattr(found, "shape")}
 
     def hidden(self, raw: Raw) -> np.ndarray | None:
-        tokens = self._encode(raw, output_value="token_embeddings")[0]
+        task = {key: value for key, value in self._options.items() if key == "task"}
+        tokens = self._encode(raw, output_value="token_embeddings", **task)[0]
         return np.asarray(tokens.cpu().float())[None]
 
     def _encode(self, raw: Raw, **options: Any) -> Any:
         named = {} if raw.prompt is None else {"prompt_name": raw.prompt}
         return self._model.encode([str(raw.value)], batch_size=1, show_progress_bar=False, **named, **options)
+
+
+def _takes_limit(model: Any, tokens: int) -> bool:
+    """Whether ``tokens`` can be set as the longest text: a table of words (StaticEmbedding) reads all of a text."""
+    try:
+        model.max_seq_length = tokens
+    except AttributeError:
+        return False
+    return True
 
 
 def _overridden(model: Any, choices: Choices) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
@@ -94,10 +104,12 @@ def _overridden(model: Any, choices: Choices) -> tuple[Any, dict[str, Any], tupl
     elif choices.fixed_length is not None:
         model.max_seq_length = choices.fixed_length
         said.append(f"fixed_length {choices.fixed_length}")
-    elif (longest is None or longest > _UNBOUNDED) and choices.longest is not None:
-        model.max_seq_length = choices.longest
+    elif (longest is None or longest > _UNBOUNDED) and choices.longest and _takes_limit(model, choices.longest):
         said.append(f"max_length {choices.longest}, as the folder names none")
     options: dict[str, Any] = {}
+    if choices.route is not None:
+        options["task"] = choices.route
+        said.append(f"route {choices.route}")
     if choices.dim is not None:
         options["truncate_dim"] = choices.dim
         said.append(f"dim {choices.dim}")

@@ -34,7 +34,7 @@ PACKAGES = (
 _CARRIED = frozenset(
     {
         *("kind", "revision", "preprocess", "outputs", "trust_remote_code"),
-        *("pooling", "normalize", "max_length", "fixed_length", "dim", "tower", "prompts"),
+        *("pooling", "normalize", "max_length", "fixed_length", "dim", "tower", "route", "prompts"),
     }
 )
 """The options of a source that `choices` hands on, or that do not change the embedding."""
@@ -91,6 +91,7 @@ def choices(card: Card, asked: sources.Options) -> Choices:
         pooling=card.embedding.pooling,
         asked_pooling=asked.pooling,
         tower=asked.tower,
+        route=asked.route,
         dim=asked.dim,
         normalize=asked.normalize,
         longest=longest if isinstance(longest, int) else None,
