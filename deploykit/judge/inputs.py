@@ -35,7 +35,7 @@ TEXTS = (
 
 _PROMPTED = ("what is a river", "  The big red house.\n", "")
 _MOST_PROMPTS = 8
-_LONGEST = 4096
+_LONGEST = 2048
 """Words of the long text at most: its point is where it is cut, and attention grows with the square of the length."""
 
 # (width, height), mode, suffix, how it is turned (EXIF orientation).
