@@ -35,7 +35,7 @@ test: lint
 # obeys none, and OpenVINO's int8 dies of this one on newer CPUs: these run on an emulated CPU, if qemu is here.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
 VNNI := ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI OMP_NUM_THREADS=1
-EMULATED := tests/precisions/test_int8_dynamic.py tests/quantize/test_static.py tests/quantize/test_with_nncf.py tests/targets/test_openvino.py
+EMULATED := tests/precisions/test_int8_dynamic.py tests/quantize/test_static.py tests/targets/test_openvino.py
 QEMU := $(firstword $(shell command -v qemu-x86_64-static qemu-x86_64 2>/dev/null))
 test-cpus: $(VENV)/.test-installed
 	@echo "== AVX2 alone: training and plans"

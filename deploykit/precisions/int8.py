@@ -33,11 +33,10 @@ class Options:
     """``keep`` names the kinds of products that stay fp32, as the facts list them, or as glob patterns.
 
     ``cpu``: "vnni" uses all 8 bits of a weight, which needs a CPU that adds the products in 32 bits; "any" uses 7, with
-    which no CPU saturates; "auto" is what this machine has. It counts for onnxruntime. ``smooth`` migrates outliers of
-    activations into weights; where that cannot be folded into another operation it costs a multiplication: 3 % of
-    MiniLM's time on onnxruntime, for two thirds less drift. ``rounding`` "gptq" lets weights make up for the rounding
-    of others. ``embeddings`` stores embedding tables in int8 too, one scale per row; it counts for onnxruntime (NNCF
-    does so by itself).
+    which no CPU saturates; "auto" is what this machine has. ``smooth`` migrates outliers of activations into weights;
+    where that cannot be folded into another operation it costs a multiplication: 3 % of MiniLM's time on onnxruntime,
+    for two thirds less drift. ``rounding`` "gptq" lets weights make up for the rounding of others. ``embeddings``
+    stores embedding tables in int8 too, one scale per row; it counts for onnxruntime (NNCF does so by itself).
     """
 
     keep: tuple[str, ...] = ()
@@ -63,7 +62,7 @@ def lower(task: Task, options: Options, out: Path) -> dict[str, Any]:
     if task.form == "openvino":
         from deploykit.quantize import with_nncf
 
-        return with_nncf.quantize(task, options, out)
+        return with_nncf.quantize(task, resolve(options), out)
     if task.form == "symmetric":
         from deploykit.quantize import symmetric
 

@@ -25,6 +25,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,13 +56,27 @@ _NO_RANGE = 1.2e-7
 
 
 class Wanted(Protocol):
-    """What is read of the precision's options: kinds of products that stay in float, and whether to smooth."""
+    """What is read of the precision's options: kinds of products that stay in float, whether to smooth, and for which
+    CPU: "any" keeps weights to 7 bits, with which no x86 kernel saturates.
+    """
 
     @property
     def keep(self) -> tuple[str, ...]: ...
 
     @property
     def smooth(self) -> bool: ...
+
+    @property
+    def cpu(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How NNCF is called."""
+
+    transformer: bool
+    smooth: bool
+    seven_bits: bool
 
 
 def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
@@ -87,8 +102,9 @@ def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
     products = finding.find(graph_model)
     attentions = len(attention_sites(graph_model.graph))
     kept = [*_kept(products, options.keep), *([] if attentions else _behind_products(proto))]
+    way = _Way(attentions > 0, options.smooth, options.cpu == "any")
     with _quiet_nncf():
-        quantized, told = _loadable(proto, task.calibration, attentions > 0, options.smooth, kept, products)
+        quantized, told = _loadable(proto, task.calibration, way, kept, products)
     if _without_range(quantized):
         # Where it found nothing finite NNCF goes on with the smallest scale there is: say which activation that was.
         observe(proto, {product.activation: product.input_axis for product in products}, task.calibration)
@@ -98,6 +114,7 @@ def quantize(task: Task, options: Wanted, out: Path) -> dict[str, Any]:
     save(quantized, out / "model.onnx")
     return {
         "method": f"NNCF {_version()}, mixed preset" + (f", SmoothQuant {ALPHA}" if options.smooth else ""),
+        "weight_bits": 7 if way.seven_bits else 8,
         "transformer": attentions > 0,
         "calibration_inputs": inputs,
         **counts,
@@ -141,15 +158,14 @@ def _name_nodes(proto: onnx.ModelProto) -> None:
 def _loadable(
     proto: onnx.ModelProto,
     batches: Sequence[Feeds],
-    transformer: bool,
-    smooth: bool,
+    way: _Way,
     kept: list[str],
     products: Sequence[Product],
 ) -> tuple[onnx.ModelProto, set[str]]:
     """The quantized model, and the kinds of products that are float in it because OpenVINO would not load it."""
     told = set[str]()
     for _ in range(_TRIES):
-        quantized = _run(proto, batches, transformer, smooth, kept)
+        quantized = _run(proto, batches, way, kept)
         before = _products_before(proto, _stumbled_over(quantized))
         kinds = {product.kind for product in products if product.node in before}
         more = [product.node for product in products if product.kind in kinds and product.node not in kept]
@@ -187,16 +203,19 @@ def _products_before(proto: onnx.ModelProto, names: set[str]) -> set[str]:
     return found
 
 
-def _run(
-    proto: onnx.ModelProto, batches: Sequence[Feeds], transformer: bool, smooth: bool, kept: list[str]
-) -> onnx.ModelProto:
+def _run(proto: onnx.ModelProto, batches: Sequence[Feeds], way: _Way, kept: list[str]) -> onnx.ModelProto:
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     advanced = AdvancedQuantizationParameters(
         activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-        smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=ALPHA if smooth else -1),
+        overflow_fix=OverflowFix.ENABLE if way.seven_bits else OverflowFix.FIRST_LAYER,
+        smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=ALPHA if way.smooth else -1),
     )
     taken = {value.name for value in proto.graph.input}
     feeds = [{name: array for name, array in batch.items() if name in taken} for batch in batches]
@@ -206,7 +225,7 @@ def _run(
             nncf.Dataset(feeds),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(feeds),
-            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            model_type=nncf.ModelType.TRANSFORMER if way.transformer else None,
             ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
             advanced_parameters=advanced,
         )
