@@ -15,6 +15,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from deploykit.errors import DeploykitError
+from deploykit.runtime.install import pip_install
 
 EXIT_MISSING, EXIT_BUG, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 4, 70, 130, 141
 _PATIENCE_S = 2.0
@@ -141,9 +142,10 @@ def _report(error: Exception) -> int:
         say(f"error: not allowed here: {error.strerror}: {error.filename}\n  → choose a path that you may write to")
         return EXIT_MISSING
     if isinstance(error, ModuleNotFoundError):
-        extra = next((name for name, modules in _EXTRAS.items() if error.name in modules), "all")
+        extra = next((name for name, modules in _EXTRAS.items() if error.name in modules), "")
         say(f"error: {error.name} is not installed")
-        say(f'  → pip install "deploykit[{extra}]"; `deploykit doctor` lists what is')
+        what = pip_install(extra) if extra else f"install the package that brings {error.name}"
+        say(f"  → {what}; `deploykit doctor` lists what is there")
         return EXIT_MISSING
     first = (str(error).strip().splitlines() or [""])[0]
     say(f"error: {type(error).__name__}: {first}\n  → this is a bug in deploykit; run again with --debug")

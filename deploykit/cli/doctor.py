@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from deploykit.cli import console
+from deploykit.runtime.install import pip_install
 
 if TYPE_CHECKING:
     from deploykit.doctor import Findings
@@ -26,9 +27,7 @@ def doctor(json: console.Json = False) -> None:
     else:
         _print(findings)
     if not findings.usable:
-        console.say(
-            'error: no engine loads here\n  → pip install "deploykit[ort]" or pip install "deploykit[openvino]"'
-        )
+        console.say(f"error: no engine loads here\n  → {pip_install('ort')}, or {pip_install('openvino')}")
         raise typer.Exit(console.EXIT_MISSING)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from deploykit.data import Dataset
 from deploykit.errors import MissingError, UnknownNameError, nearest
+from deploykit.runtime.install import pip_install
 
 SAMPLE_RATE = 16_000
 _COUNT = 32
@@ -51,7 +52,7 @@ def digits(part: str = "") -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        hint = 'pip install "deploykit[pretrain]"'
+        hint = pip_install("pretrain")
         raise MissingError("builtin:digits lies inside scikit-learn, which is not installed", hint=hint) from error
     found = load_digits()
     pictures = np.round(found.images * (255 / 16)).astype(np.uint8)

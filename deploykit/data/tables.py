@@ -11,6 +11,7 @@ from typing import Any
 
 from deploykit.data import Dataset, texts
 from deploykit.errors import InputError, MissingError, nearest
+from deploykit.runtime.install import pip_install
 from deploykit.runtime.manifest import Modality
 
 ROLES: dict[str, tuple[Modality, tuple[str, ...]]] = {
@@ -146,7 +147,7 @@ def _parquet(path: Path) -> Columns:
         import pyarrow.parquet as parquet
     except ModuleNotFoundError:
         raise MissingError(
-            "reading .parquet needs pyarrow, which is not installed", hint='pip install "deploykit[parquet]"'
+            "reading .parquet needs pyarrow, which is not installed", hint=pip_install("parquet")
         ) from None
     try:
         return dict(parquet.read_table(path).to_pydict())

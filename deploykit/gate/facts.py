@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploykit.measure.worker import serve
+from deploykit.runtime.install import pip_install
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def _audit(bundle: Any, variant: Any) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise MissingError(
             f"the audit of '{variant.name}' needs {error.name}, which is not installed",
-            hint='pip install "deploykit[export]"',
+            hint=pip_install("export"),
         ) from error
     return {
         "variant": variant.name,

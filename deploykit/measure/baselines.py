@@ -35,6 +35,7 @@ import numpy as np
 from deploykit import settings
 from deploykit.errors import DeploykitError, UnknownNameError, nearest
 from deploykit.runtime.bundle import PORTABLE_PATH, Bundle
+from deploykit.runtime.install import pip_install
 
 ROWS = 32
 TORCH = ("torch", "torch-bf16", "torch-compile")
@@ -111,7 +112,7 @@ def find(bundle: Bundle, names: Sequence[str]) -> tuple[list[Baseline], list[Unr
 def _plain(bundle: Bundle, name: str) -> Baseline | tuple[str, str]:
     target = name.removeprefix("plain-")
     if importlib.util.find_spec(target) is None:
-        return f"{target} is not installed", f"pip install {target}"
+        return f"{target} is not installed", pip_install("ort" if target == "onnxruntime" else target)
     options = {"bundle": str(bundle.root.resolve())}
     size = bundle.manifest.files[PORTABLE_PATH].size
     return Baseline(name, _WHAT[name], target, "fp32", size, f"{target}_subject", options)
@@ -123,7 +124,7 @@ def _has_torch() -> bool:
 
 def _torch(bundle: Bundle, name: str, source: Source | DeploykitError | None) -> Baseline | tuple[str, str]:
     if source is None:
-        return "torch and transformers are not both installed", 'pip install "deploykit[export]"'
+        return "torch and transformers are not both installed", pip_install("export")
     if isinstance(source, DeploykitError):
         return source.message, source.hint
     compiler = os.environ.get("CXX", "g++")
@@ -161,7 +162,7 @@ def _source(bundle: Bundle) -> Source | DeploykitError:
     except DeploykitError as error:
         return error
     except ImportError as error:
-        hint = 'pip install "deploykit[export]"'
+        hint = pip_install("export")
         return MissingError(f"{error.name or error} cannot be imported, which its source needs", hint=hint)
     except (OSError, ValueError) as error:  # a name too long for a path, or none that a hub could have
         return SourceError(f"its source cannot be looked for: {error}", hint="build the bundle again")

@@ -11,9 +11,10 @@ from deploykit.errors import InputError, MissingError, UnknownNameError, nearest
 from deploykit.measure import baselines
 from deploykit.measure.baselines import Baseline
 from deploykit.runtime.bundle import Bundle
+from deploykit.runtime.engines import install_hint
 from deploykit.runtime.loading import split_variant
 from deploykit.runtime.manifest import Manifest, Variant
-from deploykit.runtime.selection import Device, install_hint, unmet
+from deploykit.runtime.selection import Device, unmet
 
 # No figure of a manifest is larger; NaN and infinities are not smaller.
 _MOST = 2**53

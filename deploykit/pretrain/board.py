@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import MissingError
+from deploykit.runtime.install import pip_install
 
 Write = Callable[[Mapping[str, Any]], None]
 
@@ -28,7 +29,7 @@ def writing(folder: Path, wanted: bool) -> Iterator[Write]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        hint = 'pip install "deploykit[tensorboard]", or set training.tensorboard to false'
+        hint = f"{pip_install('tensorboard')}, or set training.tensorboard to false"
         raise MissingError("training.tensorboard needs tensorboard, which is not installed", hint=hint) from error
     made: list[Any] = []
 

@@ -25,6 +25,7 @@ from deploykit.pretrain import arithmetic, checkpoint, distributed
 from deploykit.pretrain.draws import Draws, step_seed
 from deploykit.pretrain.elements import Input
 from deploykit.pretrain.recipe import TrainingSection
+from deploykit.runtime.install import pip_install
 
 METRICS = "metrics.jsonl"
 Line = dict[str, Any]
@@ -90,7 +91,7 @@ def make_accelerator(options: TrainingSection) -> Any:
     except ImportError as error:
         from deploykit.errors import MissingError
 
-        hint = 'pip install "deploykit[pretrain]"'
+        hint = pip_install("pretrain")
         raise MissingError("pretraining needs accelerate, which is not installed", hint=hint) from error
     if distributed.world() == 1:
         AcceleratorState._reset_state(True)  # it is one per process, and the precision of an earlier run would stay

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from deploykit.errors import ExportError, MissingError, RecipeError
 from deploykit.precisions import Feeds, Task
 from deploykit.runtime.engines.openvino import without_telemetry
+from deploykit.runtime.install import pip_install
 
 if TYPE_CHECKING:
     import onnx
@@ -257,7 +258,7 @@ def _quiet_nncf() -> Iterator[None]:
         except ImportError as error:
             raise MissingError(
                 f"int8 for openvino is made by NNCF, which is not installed ({error})",
-                hint='pip install "deploykit[int8]"',
+                hint=pip_install("int8"),
             ) from error
         logger = logging.getLogger("nncf")
         level = logger.level

@@ -13,7 +13,7 @@ from deploykit.runtime import further
 from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.decide import SELECTIONS, Decision, Select, Wish, decide
 from deploykit.runtime.encoder import Encoder
-from deploykit.runtime.engines import Engine, EngineOptions, open_engine
+from deploykit.runtime.engines import Engine, EngineOptions, install_hint, open_engine
 from deploykit.runtime.errors import (
     BundleError,
     InputError,
@@ -31,7 +31,6 @@ from deploykit.runtime.selection import (
     Prefer,
     Report,
     Row,
-    install_hint,
     model_bytes,
     unmet,
 )

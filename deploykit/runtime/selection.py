@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 from deploykit.runtime import hardware, memory
 from deploykit.runtime.bundle import Bundle
-from deploykit.runtime.engines import EXTRAS
 from deploykit.runtime.manifest import Variant
 from deploykit.runtime.tensorrt.driver import Gpu, gpu
 
@@ -197,14 +196,6 @@ def cpu_fault(requires: Mapping[str, Any], cpu: hardware.Cpu) -> str:
         if cpu.features.isdisjoint(str(entry).split("|")):
             return f"the CPU lacks {' or '.join(str(entry).split('|'))}"
     return ""
-
-
-def install_hint(targets: list[str]) -> str:
-    """The pip command for the engines that are missing."""
-    if set(targets) == {"tensorrt"}:
-        return "pip install tensorrt"
-    extras = ",".join(dict.fromkeys(EXTRAS.get(target, target) for target in targets))
-    return f'pip install "deploykit[{extras}]"'
 
 
 def _third_party(target: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import MissingError, SourceError
+from deploykit.runtime.install import pip_install
 from deploykit.sources import Options, _code, _heads
 from deploykit.sources._folder import digest_of, folder_facts, read_table, weight_files
 
@@ -93,7 +94,7 @@ def load(
         import torch
         import transformers
     except ImportError as error:
-        raise MissingError(f"{error.name} is not installed", hint='pip install "deploykit[export]"') from error
+        raise MissingError(f"{error.name} is not installed", hint=pip_install("export")) from error
     _check_code(folder, settings, options)
     weights = weight_files(folder)
     with quiet(), _explained(folder):

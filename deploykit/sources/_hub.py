@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from deploykit.errors import MissingError, SourceError
+from deploykit.runtime.install import pip_install
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = (".json", ".txt", ".model", ".vocab", ".md", ".jinja", ".py")
@@ -27,7 +28,7 @@ def snapshot(name: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError as error:
-        hint = 'pip install "deploykit[export]", or give a local folder'
+        hint = f"{pip_install('export')}, or give a local folder"
         raise MissingError(f"'{name}' is no folder here, and huggingface_hub is not installed", hint=hint) from error
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from deploykit.errors import MissingError, SourceError
 from deploykit.graph.weights import ONE_FILE, constant_bytes
+from deploykit.runtime.install import pip_install
 from deploykit.runtime.manifest import TensorSpec
 from deploykit.sources import Options
 from deploykit.sources._checkpoint import first_line
@@ -31,7 +32,7 @@ def load(path: Path) -> onnx.ModelProto:
     try:
         import onnx
     except ImportError as error:
-        raise MissingError("onnx is not installed", hint='pip install "deploykit[export]"') from error
+        raise MissingError("onnx is not installed", hint=pip_install("export")) from error
     try:
         onnx.checker.check_model(str(path))
         return onnx.load(str(path))
@@ -181,7 +182,7 @@ def runner(path: Path, output: str, name: str) -> Run:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingError("onnxruntime is not installed", hint='pip install "deploykit[ort]"') from error
+        raise MissingError("onnxruntime is not installed", hint=pip_install("ort")) from error
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     hint = "an operator of it has no kernel or fails: export the model anew with standard operators"

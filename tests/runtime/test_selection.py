@@ -4,9 +4,11 @@ from types import SimpleNamespace
 import pytest
 
 from deploykit.runtime import selection
+from deploykit.runtime.engines import install_hint
 from deploykit.runtime.hardware import Cpu
+from deploykit.runtime.install import pip_install
 from deploykit.runtime.manifest import FileEntry, Variant
-from deploykit.runtime.selection import Device, Report, Row, candidates, install_hint, unmet
+from deploykit.runtime.selection import Device, Report, Row, candidates, unmet
 
 DEVICE = Device(Cpu("x86_64", "test", frozenset({"avx2", "amx_bf16"})), memory=lambda: 300 << 20)
 PORTABLE = Variant("onnxruntime-fp32", "onnxruntime", "fp32", "models/fp32.onnx")
@@ -85,7 +87,7 @@ def test_versions_compare_as_numbers(monkeypatch):
 def test_an_engine_that_is_not_installed_is_a_reason(monkeypatch):
     monkeypatch.setattr(selection.importlib.util, "find_spec", lambda name: None)
     assert unmet(PORTABLE, DEVICE) == "onnxruntime is not installed"
-    assert install_hint(["onnxruntime", "openvino"]) == 'pip install "deploykit[ort,openvino]"'
+    assert install_hint(["onnxruntime", "openvino"]) == pip_install("ort", "openvino")
 
 
 def test_the_weights_must_fit_where_nothing_is_demanded():

@@ -20,6 +20,7 @@ from torch import Tensor
 from deploykit.errors import InputError, MissingError, RecipeError
 from deploykit.pretrain.draws import Draws
 from deploykit.pretrain.elements import Input, Tokens
+from deploykit.runtime.install import pip_install
 from deploykit.runtime.manifest import TensorSpec
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -203,6 +204,6 @@ def _tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        hint = 'pip install "deploykit[text]"'
+        hint = pip_install("text")
         raise MissingError("text needs tokenizers, which is not installed", hint=hint) from error
     return tokenizers

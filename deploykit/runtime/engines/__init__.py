@@ -7,7 +7,7 @@ module with the same function under the entry point group ``deploykit.engines``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deploykit.runtime.errors import MissingError, UnknownNameError, nearest
+from deploykit.runtime.install import pip_install, requirements
 from deploykit.runtime.manifest import Card
 
 Feeds = Mapping[str, np.ndarray]
@@ -65,11 +66,21 @@ def open_engine(target: str, path: Path, card: Card, settings: Mapping[str, Any]
     try:
         engine: Engine = module.open_engine(path, card, settings, options)
     except ModuleNotFoundError as error:
-        package = "tensorrt" if target == "tensorrt" else f"deploykit[{EXTRAS.get(target, target)}]"
         raise MissingError(
-            f"{target} is not installed ({error.name} cannot be imported)", hint=f'pip install "{package}"'
+            f"{target} is not installed ({error.name} cannot be imported)", hint=install_hint([target], error.name)
         ) from error
     return engine
+
+
+def install_hint(targets: Sequence[str], module: str | None = None) -> str:
+    """The pip command for engines that are missing; ``module`` is what could not be imported."""
+    if set(targets) == {"tensorrt"}:
+        return "pip install tensorrt"
+    extras = dict.fromkeys(EXTRAS.get(target, target) for target in targets)
+    known = [extra for extra in extras if requirements(extra)]
+    if not known and module:  # an engine that came as a package of its own
+        return f"install the package that brings {module}"
+    return pip_install(*(known or extras))
 
 
 def names() -> list[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.runtime.engines import EngineOptions
 from deploykit.runtime.engines.onnxruntime import OnnxRuntimeEngine, Provider, open_on
 from deploykit.runtime.errors import BundleError, MissingError
+from deploykit.runtime.install import pip_install
 from deploykit.runtime.manifest import Card
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ _RECORD = {"session.record_ep_graph_assignment_info": "1"}
 _OPTIONS = {"use_tf32": "0"}
 # Copies of one batch run beside the kernels of the other.
 _LANES = 2
-_INSTALL = 'pip uninstall onnxruntime, then pip install "deploykit[ort-gpu]": both packages own the same import name'
 
 
 def open_engine(path: Path, card: Card, settings: Mapping[str, Any], options: EngineOptions) -> OnnxRuntimeEngine:
@@ -60,12 +60,12 @@ def check_package(onnxruntime: Any) -> None:
     if NAME not in available:
         raise MissingError(
             f"the installed onnxruntime {onnxruntime.__version__} has no {NAME}, only {', '.join(available)}",
-            hint=_INSTALL,
+            hint=f"pip uninstall onnxruntime, then {pip_install('ort-gpu')}: both packages own the same import name",
         )
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         raise MissingError(
             f"onnxruntime {onnxruntime.__version__} does not tell where its operations run",
-            hint=f'pip install "onnxruntime-gpu>={LOWEST}"',
+            hint=pip_install("ort-gpu"),
         )
 
 

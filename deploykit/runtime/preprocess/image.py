@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from deploykit.runtime.errors import BundleError, InputError, MissingError
+from deploykit.runtime.install import pip_install
 from deploykit.runtime.manifest import Card, from_json
 from deploykit.runtime.preprocess import Item
 from deploykit.runtime.preprocess.parallel import map_threads
@@ -347,6 +348,6 @@ def _pillow() -> Any:
     try:
         import PIL.Image
     except ModuleNotFoundError as error:
-        hint = 'pip install "deploykit[image]", or pass uint8 arrays of the model\'s own size'
+        hint = f"{pip_install('image')}, or pass uint8 arrays of the model's own size"
         raise MissingError("Pillow is needed to decode or resize images and is not installed", hint=hint) from error
     return PIL.Image

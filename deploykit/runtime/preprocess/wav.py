@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploykit.runtime.errors import InputError, MissingError
+from deploykit.runtime.install import pip_install
 
 # No encoder here hears an hour at once; decoding, resampling and spectra of more fill the memory of a small device.
 MAX_SECONDS = 3600
@@ -80,7 +81,7 @@ def _with_soundfile(data: bytes, where: str, what: str) -> tuple[np.ndarray, int
     try:
         import soundfile
     except (ModuleNotFoundError, OSError) as error:  # OSError: the package is there, its C library is not
-        hint = 'convert it to .wav of 16 bits, or pip install "deploykit[audio]"'
+        hint = f"convert it to .wav of 16 bits, or {pip_install('audio')}"
         raise MissingError(f"{where} {what}, and soundfile, which reads it, is missing", hint=hint) from error
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deploykit.runtime.bundle import Bundle
-from deploykit.runtime.engines import EngineOptions, open_engine
+from deploykit.runtime.engines import EngineOptions, install_hint, open_engine
 from deploykit.runtime.errors import BundleError, InputError, MissingError
 from deploykit.runtime.manifest import Variant
-from deploykit.runtime.selection import Device, install_hint, unmet
+from deploykit.runtime.selection import Device, unmet
 from deploykit.runtime.tensorrt.flavour import RTX, TENSORRT
 from deploykit.runtime.trust.models import check_model
 

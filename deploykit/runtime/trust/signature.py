@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.runtime.bundle import read_plain
 from deploykit.runtime.errors import BundleError, InputError, MissingError
+from deploykit.runtime.install import pip_install
 from deploykit.runtime.manifest import SIGNATURE_NAME, from_json
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def public_key(path: str | os.PathLike[str]) -> Ed25519PublicKey:
 
 def missing() -> MissingError:
     """Without the package nothing can be signed or checked."""
-    return MissingError("cryptography is not installed, which signatures need", hint='pip install "deploykit[sign]"')
+    return MissingError("cryptography is not installed, which signatures need", hint=pip_install("sign"))
 
 
 def short(key: str) -> str:

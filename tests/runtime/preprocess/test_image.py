@@ -230,7 +230,7 @@ def test_arrays_of_the_right_size_need_no_pillow():
         "p = Preprocessor(Options(resize={'height': 4, 'width': 4}), 'x')\n"
         "assert p.items([np.zeros((4, 4, 3), np.uint8)])[0].tensors['x'].shape == (3, 4, 4)\n"
         "try: p.items([np.zeros((5, 4, 3), np.uint8)])\n"
-        "except MissingError as error: assert 'deploykit[image]' in error.hint\n"
+        "except MissingError as error: assert 'pip install \"pillow>=' in error.hint\n"
         "else: raise SystemExit(1)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
