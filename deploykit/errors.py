@@ -4,6 +4,7 @@
 
     DeploykitError                      exit code 2 unless said otherwise
     ├── InputError                      a text, image, waveform or tensor that cannot be encoded
+    │   └── NoTokensError               a text that the tokenizer has no tokens for
     ├── UnknownNameError                a target, precision, variant … that does not exist
     ├── BundleError                     a bundle that is refused, with the file and the reason
     ├── RecipeError                     a recipe or command line that does not make sense
@@ -29,6 +30,7 @@ from deploykit.runtime.errors import (
     DeploykitError,
     InputError,
     MissingError,
+    NoTokensError,
     SelfTestError,
     UnknownNameError,
     nearest,
@@ -85,6 +87,7 @@ __all__ = [
     "ExportError",
     "InputError",
     "MissingError",
+    "NoTokensError",
     "ProofError",
     "RecipeError",
     "RemoteCodeError",

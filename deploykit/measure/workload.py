@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from deploykit import data
-from deploykit.data import Dataset
+from deploykit.data import Dataset, tokens
 from deploykit.errors import InputError
 from deploykit.runtime.manifest import Card
 from deploykit.runtime.preprocess import Preprocessor
@@ -97,7 +97,7 @@ def inputs(point: Point, dataset: Dataset, preprocessor: Preprocessor, seed: int
         given = _as_job([dataset.inputs[place] for place in places], folder / point.name)
     else:
         texts = [str(text) for text in dataset.inputs]
-        given = of_length(texts, places, point.length, lambda text: preprocessor.items([text])[0].cost)
+        given = of_length(texts, places, point.length, lambda text: tokens.count(preprocessor, text))
     return {"name": point.name, "inputs": given, "batch": point.batch, "concurrency": point.concurrency}
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from deploykit import data
-from deploykit.data import Dataset, builtin, coverage
+from deploykit.data import Dataset, builtin, coverage, tokens
 from deploykit.errors import InputError
 from deploykit.graph.prove import Case, Feeds, write_cases
 from deploykit.runtime.batching import shape_of
@@ -66,7 +66,8 @@ def write(options: Mapping[str, Any], card: Card, exported: Path, reference: Ref
         return {"notes": notes}
     preprocessor = open_preprocessor(card, exported)
     count = options["calibration_samples"] if options["calibrates"] else 0
-    given = _readable(given[0], options, preprocessor, notes), given[1]
+    given = _readable(_with_tokens(given[0], preprocessor), options, preprocessor, notes), given[1]
+    given = given[0], None if given[1] is None else _with_tokens(given[1], preprocessor)
     open_to = _open_to_calibration(given[0]) if given[1] is None else list(range(len(given[0])))
     calibration, how = _calibration(given[0], open_to, count, preprocessor, reference)
     evaluation = _evaluation(given, calibration, options["evaluation_samples"], preprocessor, notes)
@@ -142,6 +143,17 @@ def _without(dataset: Dataset, patterns: Sequence[str]) -> Dataset:
         hint = "leave calibration.skip out, or name other data"
         raise InputError(f"all files of '{dataset.name}' fit {', '.join(patterns)} and are left out", hint=hint)
     return dataset.subset(kept)
+
+
+def _with_tokens(dataset: Dataset, preprocessor: Preprocessor) -> Dataset:
+    """The data without texts of which the tokenizer makes nothing: they have no vector."""
+    if dataset.modality != "text":
+        return dataset
+    kept = tokens.places_with_tokens(preprocessor, dataset.inputs)
+    if not kept:
+        hint = "the tokenizer does not know their words: give texts like those that the encoder was trained on"
+        raise InputError(f"no text of '{dataset.name}' gives a token", hint=hint)
+    return dataset if len(kept) == len(dataset) else dataset.subset(kept)
 
 
 def _readable(dataset: Dataset, options: Mapping[str, Any], preprocessor: Preprocessor, notes: list[str]) -> Dataset:
@@ -241,7 +253,7 @@ def _sweep(card: Card, dataset: Dataset, preprocessor: Preprocessor) -> list[Fee
     if card.modality != "text" or not any("length" in spec.shape for spec in card.inputs):
         return []
     _, longest = card.limits.axes.get("length", (1, max(_SWEEP)))
-    frame = preprocessor.items([""])[0].cost
+    frame = tokens.count(preprocessor, "")
     sizes = [size for size in _SWEEP if frame < size <= longest]
     texts = [str(text) for text in dataset.inputs]
     items = []

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from deploykit.bundle.write import INPUTS_ARRAYS, INPUTS_TEXT, write_selftest
+from deploykit.data import tokens
+from deploykit.errors import SourceError
 from deploykit.graph.prove import LONG_TOKENS, Case, Feeds
-from deploykit.runtime.errors import InputError
 from deploykit.runtime.manifest import Card
 from deploykit.runtime.preprocess import Preprocessor, open_preprocessor
 from deploykit.sources import Source
@@ -43,12 +44,14 @@ def write(source: Source, run: Callable[[Feeds], np.ndarray], out: Path) -> list
 
 
 def _with_tokens(preprocessor: Preprocessor, texts: Sequence[str]) -> list[str]:
-    """Without the empty text where the tokenizer frames nothing, as those of many decoders: there it has no vector."""
-    try:
-        preprocessor.items([""])
-    except InputError:
-        return [text for text in texts if text]
-    return list(texts)
+    """The texts that have tokens; `SourceError` where none has: nothing could be proven with real texts then."""
+    kept = [texts[place] for place in tokens.places_with_tokens(preprocessor, texts)]
+    if not kept:
+        raise SourceError(
+            "the tokenizer makes no token of any English sentence that the self-test holds",
+            hint="does it belong to the model? without an unknown token it has nothing for words that it does not know",
+        )
+    return kept
 
 
 def inputs_name(card: Card) -> str:
@@ -90,6 +93,7 @@ def _typical(card: Card, folder: Path) -> list[Any]:
 
     if card.modality == "text":
         texts = [text for text in builtin.sentences().inputs if 10 <= len(text.split()) <= 30]
+        texts = _with_tokens(open_preprocessor(card, folder), texts)
         return [texts[i % len(texts)] for i in range(32)]
     with np.load(folder / INPUTS_ARRAYS, allow_pickle=False) as arrays:
         stored = [arrays[name] for name in sorted(arrays.files)]

@@ -221,7 +221,8 @@ class Encoder:
             try:
                 self._preprocessor.items([inputs[place]], kind=kind)
             except InputError as single:
-                return InputError(f"of {len(inputs)} inputs, number {place} fails: {single.message}", hint=single.hint)
+                where = f"of {len(inputs)} inputs, number {place} fails"
+                return type(single)(f"{where}: {single.message}", hint=single.hint)
         return error
 
     def _batches(

@@ -31,6 +31,10 @@ class InputError(DeploykitError):
     """Something handed to an encoder (a text, an image, a waveform, a tensor) cannot be encoded."""
 
 
+class NoTokensError(InputError):
+    """A text that the tokenizer has no tokens for: there is nothing to encode."""
+
+
 class UnknownNameError(DeploykitError):
     """A name that is not one of the known ones; the hint gives the nearest."""
 

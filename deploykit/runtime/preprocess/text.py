@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from deploykit.runtime.errors import BundleError, InputError, nearest
+from deploykit.runtime.errors import BundleError, InputError, NoTokensError, nearest
 from deploykit.runtime.manifest import Card, from_json
 from deploykit.runtime.names import inside
 from deploykit.runtime.preprocess import Item
@@ -122,7 +122,7 @@ class Preprocessor:
             else:
                 encodings = self._tokenizer.encode_batch_fast(texts)
         except Exception as error:  # the library raises TypeError or a bare Exception
-            raise _untokenizable(texts, error) from error
+            raise _untokenizable(self._tokenizer, texts, error) from error
         return [self._item(encoding, index, frame) for index, encoding in enumerate(encodings)]
 
     def collate(self, items: Sequence[Item]) -> dict[str, np.ndarray]:
@@ -202,7 +202,7 @@ class Preprocessor:
             kept = frame.ending[-len(ids) :]
             ids[-len(kept) :] = kept
         if not len(ids) and not (self._options.allow_empty and _MASK in self._names):
-            raise InputError(f"input {index} gives no tokens", hint="leave empty texts out")
+            raise NoTokensError(f"input {index} gives no tokens", hint="leave empty texts out")
         tensors = {_IDS: ids}
         if not self._plain_types:
             tensors[_TYPES] = np.array(encoding.type_ids, self._dtypes[_TYPES])
@@ -225,8 +225,10 @@ def _open_tokenizer(path: Path, options: Options) -> Any:
         raise BundleError(f"'{options.tokenizer}' cannot be read: {error}", hint="build the bundle again") from error
 
 
-def _untokenizable(texts: Sequence[str], error: Exception) -> InputError:
-    """Half of a surrogate pair is what a Python string can hold and UTF-8 cannot: say which text has one."""
+def _untokenizable(tokenizer: Any, texts: Sequence[str], error: Exception) -> InputError:
+    """Which text failed. Half of a surrogate pair is what a Python string can hold and UTF-8 cannot; a vocabulary of
+    words without an unknown token has nothing for other words.
+    """
     for index, text in enumerate(texts):
         try:
             text.encode("utf-8")
@@ -235,4 +237,10 @@ def _untokenizable(texts: Sequence[str], error: Exception) -> InputError:
                 f"input {index} holds {text[fault.start]!r} at character {fault.start}, which is no Unicode text",
                 hint="decode it with errors='replace'",
             )
+    for index, text in enumerate(texts):
+        try:
+            tokenizer.encode(text)
+        except Exception as fault:
+            hint = "leave it out, or give the tokenizer an unknown token"
+            return NoTokensError(f"input {index} cannot be tokenized: {fault}", hint=hint)
     return InputError(f"the tokenizer failed: {error}", hint="leave out the text that causes it")
