@@ -13,7 +13,7 @@
     ├── ExportError                     no exporter could bring the module to ONNX
     ├── BusyError                       another run holds the path
     ├── CheckError                      exit code 1: a check was run and failed
-    │   ├── ProofError                  an artefact disagrees with torch at some shape
+    │   ├── ProofError                  an artefact disagrees with the model at some shape
     │   └── SelfTestError               a bundle does not reproduce its vectors here
     └── MissingError                    exit code 4: a package, engine, device or permission is missing here
         ├── DiskError                   no space, or a folder that cannot be written

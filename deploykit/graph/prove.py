@@ -29,6 +29,8 @@ batch does at such a length.
 """
 _EXACT = 0.99
 """A precision whose tolerance is below this cosine quantizes: it may be off everywhere with every operator right."""
+_SHOWN = 5
+"""Places of the matrix that a message names; it counts the others."""
 Feeds = Mapping[str, np.ndarray]
 
 
@@ -225,8 +227,8 @@ def _complaint(what: str, scores: Sequence[Score], failed: Sequence[Score], tole
     if worst.failure:
         return f"{what} fails in {len(failed)} of {len(scores)} cases, first at {describe(worst.at)}: {worst.failure}"
     return (
-        f"{what} disagrees with torch in {len(failed)} of {len(scores)} cases; the worst is {describe(worst.at)}: "
-        f"cosine {worst.cosine:.5f}, error {worst.relative_error:.2g} of the largest component "
+        f"{what} disagrees with the original model in {len(failed)} of {len(scores)} cases; "
+        f"the worst is {describe(worst.at)}: cosine {worst.cosine:.5f}, error {worst.relative_error:.2g} of the largest component "
         f"(allowed: {tolerance.cosine} and {tolerance.relative_error})"
     )
 
@@ -249,4 +251,14 @@ def _advice(scores: Sequence[Score], failed: Sequence[Score], tolerance: Toleran
         if wrong.isdisjoint(right):
             sizes = ", ".join(map(str, sorted(wrong)))
             return f"axis '{axis}' decides: wrong at {sizes}, right at every other size"
-    return "it fails at some combinations of axes only: " + "; ".join(describe(s.at) for s in failed[:5])
+    return _combinations(failed, [s for s in scores if id(s) not in bad])
+
+
+def _combinations(failed: Sequence[Score], passed: Sequence[Score]) -> str:
+    """Where it fails, each place once and the smallest first; whether other inputs of those very sizes are right."""
+    wrong = sorted({tuple(s.at.items()) for s in failed}, key=lambda at: [size for _, size in at])
+    shown = "; ".join(describe(dict(at)) for at in wrong[:_SHOWN])
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    if set(wrong) <= {tuple(s.at.items()) for s in passed}:
+        return f"no size decides: other inputs of the same sizes are right ({shown}{more}), so some values go wrong"
+    return f"it fails at some combinations of axes only: {shown}{more}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from deploykit.budget import Budget
 from deploykit.drift import Drift
-from deploykit.errors import CheckError
+from deploykit.errors import CheckError, DeploykitError, MissingError
 from deploykit.pipeline.choose import (
     DRIFT_TERMS,
     REFERENCE_PRECISION,
@@ -41,9 +41,15 @@ class Decided:
 
 
 def decide(recipe: Recipe, artifacts: Artifacts, refused: Sequence[dict[str, Any]]) -> Decided:
-    """Keep the variants inside the budget. Raises `BudgetError` when there was a choice and none of them is inside."""
+    """Keep the variants inside the budget.
+
+    Raises `BudgetError` when there was a choice and none of them is inside; `CheckError`, or `MissingError` where each
+    of them only lacks something here, when no variant came out at all: a bundle of none is no bundle.
+    """
     budget, auto = recipe.budget.parsed(), AUTO in recipe.variants.precisions
     candidates = _candidates(recipe, artifacts, budget)
+    if refused and not candidates:
+        raise _none_left(refused)
     choice = choose(candidates, budget, auto=auto)
     rows = tuple(decision.row() for decision in choice.decisions)
     if candidates and not choice.kept:
@@ -56,6 +62,14 @@ def decide(recipe: Recipe, artifacts: Artifacts, refused: Sequence[dict[str, Any
     still, lost = _failures(recipe, refused, choice)
     notes = (*_not_judged(recipe, choice), *(_disturbed(artifacts) if auto else ()))
     return Decided(kept, (*still, *over), (*rows, *lost), notes)
+
+
+def _none_left(refused: Sequence[dict[str, Any]]) -> DeploykitError:
+    reasons = "; ".join(f"{item['variant']}: {item['reason']}" for item in refused)
+    hints = dict.fromkeys(str(item["hint"]) for item in refused if item.get("hint"))
+    failed = any(int(item["exit_code"]) == 1 for item in refused)
+    kind = CheckError if failed else MissingError
+    return kind(f"no variant is left, so no bundle was written ({reasons})", hint="; ".join(hints))
 
 
 def _disturbed(artifacts: Artifacts) -> tuple[str, ...]:

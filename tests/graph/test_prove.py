@@ -73,6 +73,34 @@ def test_an_axis_that_only_some_cases_name_decides_nothing():
     assert caught.value.hint == "it fails at some combinations of axes only: batch 2, length 7"
 
 
+def test_combinations_are_told_once_and_in_order():
+    cases = cases_over((1, 7, 32))
+    order = [cases[i] for i in (5, 1, 3, 8, 0, 2, 4, 6, 7)]
+    wrong = [(5, 32), (2, 1), (1, 7)]
+    with pytest.raises(ProofError) as caught:
+        prove(
+            [*order, *order],
+            answers([*order, *order], lambda at: (at["batch"], at["length"]) in wrong),
+            LOOSE,
+            "model",
+        )
+    told = "batch 1, length 7; batch 2, length 1; batch 5, length 32"
+    assert caught.value.hint == f"it fails at some combinations of axes only: {told}"
+
+
+def test_sizes_at_which_other_inputs_are_right_do_not_decide():
+    rng = np.random.default_rng(0)
+    cases = [Case({"batch": 1 + i % 2}, {"i": np.array([i])}, rng.standard_normal((1 + i % 2, 6))) for i in range(8)]
+
+    def run(feeds):
+        place = int(feeds["i"][0])
+        return cases[place].reference * (-1 if place in (1, 2, 4) else 1)
+
+    with pytest.raises(ProofError) as caught:
+        prove(cases, run, LOOSE, "model")
+    assert caught.value.hint.startswith("no size decides: other inputs of the same sizes are right (batch 1; batch 2)")
+
+
 def test_everything_wrong_points_at_an_operator():
     cases = cases_over((1, 7))
     with pytest.raises(ProofError) as caught:
@@ -162,7 +190,7 @@ def test_a_wrong_further_output_fails_by_its_name(spoil):
     cases, table = with_tokens()
     bad = id(cases[-1].feeds)
     table[bad] = {"e": table[bad]["e"], "tokens": spoil(table[bad]["tokens"])}
-    with pytest.raises(ProofError, match="the output 'tokens' of model disagrees with torch in 1 of 6"):
+    with pytest.raises(ProofError, match="the output 'tokens' of model disagrees with the original model in 1 of 6"):
         prove_outputs(cases, lambda feeds: table[id(feeds)], "e", STRICT, "model")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deploykit.drift import compare
+from deploykit.errors import CheckError, MissingError
 from deploykit.pipeline.decide import BudgetError, decide
 from deploykit.pipeline.plan import _measure_step
 from deploykit.recipe import Recipe
@@ -142,3 +143,17 @@ def test_what_auto_kept_on_a_busy_machine_is_provisional(made):
         assert [note.startswith("what auto kept is provisional: the machine was busy") for note in notes] == [
             True
         ] * count
+
+
+@pytest.mark.parametrize(("codes", "kind"), [((1, 4), CheckError), ((4, 4), MissingError)])
+def test_no_bundle_is_made_of_no_variant(made, codes, kind):
+    recipe, artifacts = made(["fp32"])
+    alone = {"export": artifacts["export"]}
+    refused = [
+        {"variant": f"v{i}", "reason": f"reason {i}", "hint": f"hint {i}", "exit_code": code}
+        for i, code in enumerate(codes)
+    ]
+    with pytest.raises(kind, match="no bundle was written .v0: reason 0; v1: reason 1") as caught:
+        decide(recipe, alone, refused)
+    assert caught.value.hint == "hint 0; hint 1"
+    assert caught.value.exit_code == min(codes)

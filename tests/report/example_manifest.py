@@ -57,7 +57,7 @@ def manifest(name="all-MiniLM-L6-v2", refused=True):
     reason = {
         "variant": "openvino-int8",
         "step": "verify:openvino-int8",
-        "reason": "openvino-int8 disagrees with torch in 3 of 42 cases; the worst is length 32: cosine 0.82000",
+        "reason": "openvino-int8 disagrees with the original model in 3 of 42; the worst is length 32: cosine 0.82000",
         "hint": "axis 'length' decides: wrong at 32, right at every other size",
     }
     card = Card(
