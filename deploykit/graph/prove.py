@@ -228,8 +228,8 @@ def _complaint(what: str, scores: Sequence[Score], failed: Sequence[Score], tole
         return f"{what} fails in {len(failed)} of {len(scores)} cases, first at {describe(worst.at)}: {worst.failure}"
     return (
         f"{what} disagrees with the original model in {len(failed)} of {len(scores)} cases; "
-        f"the worst is {describe(worst.at)}: cosine {worst.cosine:.5f}, error {worst.relative_error:.2g} of the largest component "
-        f"(allowed: {tolerance.cosine} and {tolerance.relative_error})"
+        f"the worst is {describe(worst.at)}: cosine {worst.cosine:.5f}, "
+        f"error {worst.relative_error:.2g} of the largest component (allowed: {tolerance.cosine} and {tolerance.relative_error})"
     )
 
 

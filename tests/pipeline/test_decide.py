@@ -153,7 +153,7 @@ def test_no_bundle_is_made_of_no_variant(made, codes, kind):
         {"variant": f"v{i}", "reason": f"reason {i}", "hint": f"hint {i}", "exit_code": code}
         for i, code in enumerate(codes)
     ]
-    with pytest.raises(kind, match="no bundle was written .v0: reason 0; v1: reason 1") as caught:
+    with pytest.raises(kind, match=r"no bundle was written \(v0: reason 0; v1: reason 1\)") as caught:
         decide(recipe, alone, refused)
     assert caught.value.hint == "hint 0; hint 1"
     assert caught.value.exit_code == min(codes)
