@@ -38,6 +38,15 @@ def export(
     preprocess: str | None = None,
     prompts: Mapping[str, str] | None = None,
     outputs: Sequence[str] | None = None,
+    architecture: str | None = None,
+    init: Mapping[str, Any] | None = None,
+    image: int | Sequence[int] | None = None,
+    resize: int | None = None,
+    resample: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    audio: int | None = None,
+    text: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     judge: bool = True,
@@ -50,9 +59,9 @@ def export(
     "none" is no budget), ``sm`` are compute capabilities ("8.9") for which TensorRT engines are built ahead of time.
     ``pooling`` to ``outputs`` are the options of `deploykit.sources.Options`: ``dim=256`` keeps the first 256 numbers
     of a vector, and with ``prompts={"query": "query: "}`` a call ``encode(texts, kind="query")`` puts that before each
-    text; ``outputs=["token_embeddings"]`` adds what ``encode(texts, output="token_embeddings")`` gives. ``judge``
-    False leaves out the comparison with the library that the model comes from. Variants that did not pass are announced
-    by a
+    text; ``outputs=["token_embeddings"]`` adds what ``encode(texts, output="token_embeddings")`` gives.
+    ``architecture`` to ``text`` are those for modules of one's own: their class, and what they take. ``judge`` False
+    leaves out the comparison with the library that the model comes from. Variants that did not pass are announced by a
     `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a `DeploykitError` otherwise.
     """
     from deploykit.runtime import Bundle
@@ -78,6 +87,15 @@ def export(
                 "preprocess": preprocess,
                 "prompts": None if prompts is None else dict(prompts),
                 "outputs": None if outputs is None else list(outputs),
+                "architecture": architecture,
+                "init": None if init is None else dict(init),
+                "image": list(image) if isinstance(image, Sequence) else image,
+                "resize": resize,
+                "resample": resample,
+                "mean": None if mean is None else list(mean),
+                "std": None if std is None else list(std),
+                "audio": audio,
+                "text": None if text is None else str(text),
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
             },

@@ -38,6 +38,7 @@ Kind = Literal["targets", "precisions"]
 Section = TypeVar("Section", "CalibrationSection", "EvaluationSection")
 OPSETS = range(18, 24)
 _COUNTS = {"max_length": "tokens", "fixed_length": "tokens", "dim": "the numbers of a vector"}
+_SUFFIXES = (".onnx", ".pt2", ".safetensors", ".pt", ".pth", ".ckpt", ".jit", ".bin")
 AUTO = "auto"
 NO_BUDGET = "none"
 
@@ -228,8 +229,9 @@ class Recipe:
 
 def default_output(model: str) -> Path:
     """``NAME.bundle`` in the current folder, NAME being the last part of the model's spec."""
-    name = Path(model.rstrip("/").rpartition(":")[2]).name
-    return Path((name.removesuffix(".onnx").removesuffix(".pt2").strip(".") or "model") + ".bundle")
+    name = Path(model.rstrip("/").rpartition(":")[2]).name.removesuffix(".index.json")
+    name = next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), name)
+    return Path((name.strip(".") or "model") + ".bundle")
 
 
 def _source(data: Mapping[str, Any], where: str, base: Path | None) -> SourceSection:
@@ -244,7 +246,28 @@ def _source(data: Mapping[str, Any], where: str, base: Path | None) -> SourceSec
         value = getattr(options, name)
         if value is not None and value < 1:
             raise RecipeError(f"{place} {name} is {value}", hint=f"it counts {counts}: give 1 or more")
-    return SourceSection(_from_base(model, base), options)
+    return SourceSection(_from_base(model, base), _own_from_base(_checked(options, place), base))
+
+
+def _checked(options: SourceOptions, place: str) -> SourceOptions:
+    """`RecipeError` for an argument of a class that no recipe can hold."""
+    empty = [key for key, value in (options.init or {}).items() if value is None]
+    if empty:
+        raise RecipeError(f"{place} init has null for '{empty[0]}'", hint="leave it out, and let it be the default")
+    return options
+
+
+def _own_from_base(options: SourceOptions, base: Path | None) -> SourceOptions:
+    """The options with what they name beside the recipe: a class in a file, the folder of a tokenizer."""
+    if base is None:
+        return options
+    file, mark, name = (options.architecture or "").rpartition(":")
+    if file.endswith(".py"):
+        file = str((base / Path(file).expanduser()).resolve())
+        options = dataclasses.replace(options, architecture=f"{file}{mark}{name}")
+    if options.text is not None:
+        options = dataclasses.replace(options, text=str((base / Path(options.text).expanduser()).resolve()))
+    return options
 
 
 def _trained(data: Mapping[str, Any], training: PretrainRecipe | None, where: str) -> Mapping[str, Any]:
@@ -265,7 +288,7 @@ def _from_base(model: str, base: Path | None) -> str:
     path = Path(model).expanduser()
     if base is None or path.is_absolute():
         return str(path) if model.startswith("~") else model
-    explicit = model.startswith(("./", "../")) or model.endswith((".onnx", ".pt2"))
+    explicit = model.startswith(("./", "../")) or model.endswith(_SUFFIXES)
     return str((base / path).resolve()) if explicit or (base / path).exists() else model
 
 

@@ -38,6 +38,7 @@ TORCH = ("sources/", "graph/", "judge/", "measure/", "pipeline/", "pretrain/")
 TORCH_MODULES = {
     "graph/pooling.py",
     "sources/_encoders.py",
+    "sources/_own_inputs.py",
     "sources/_pretrained.py",
     "sources/_sentence_transformers/layers.py",
     "sources/_tensors.py",

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from deploykit.cli import console, steps
+from deploykit.cli import console, own, steps
 from deploykit.errors import RecipeError
 
 _SOURCE = typer.Argument(
     metavar="SOURCE",
     help="The trained encoder: a model folder, a Hugging Face id (org/name), timm:NAME, py:package.module:factory, "
-    "a .pt2 or an .onnx file.",
+    "a TorchScript file, a .pt2 or an .onnx file, or weights with --model.",
     show_default=False,
 )
 _OUTPUT = typer.Option("--output", "-o", metavar="PATH", help="The bundle to write. Default: SOURCE's name + .bundle.")
@@ -121,6 +121,15 @@ def export(
     also: Annotated[list[str] | None, _ALSO] = None,
     pooling: Annotated[str | None, _POOLING] = None,
     normalize: Annotated[bool | None, _NORMALIZE] = None,
+    model: Annotated[str | None, own.MODEL] = None,
+    init: Annotated[str | None, own.INIT] = None,
+    image: Annotated[str | None, own.IMAGE] = None,
+    resize: Annotated[int | None, own.RESIZE] = None,
+    resample: Annotated[str | None, own.RESAMPLE] = None,
+    mean: Annotated[str | None, own.MEAN] = None,
+    std: Annotated[str | None, own.STD] = None,
+    audio: Annotated[int | None, own.AUDIO] = None,
+    text: Annotated[str | None, own.TEXT] = None,
     revision: Annotated[str | None, _REVISION] = None,
     trust_remote_code: Annotated[bool, _TRUST] = False,
     judge: Annotated[bool, _JUDGE] = True,
@@ -158,6 +167,17 @@ def export(
             "outputs": _split(also) or None,
             "pooling": pooling,
             "normalize": normalize,
+            **own.overrides(
+                model=model,
+                init=init,
+                image=image,
+                resize=resize,
+                resample=resample,
+                mean=mean,
+                std=std,
+                audio=audio,
+                text=text,
+            ),
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         },

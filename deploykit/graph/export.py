@@ -19,6 +19,7 @@ import numpy as np
 from deploykit.errors import BundleError, DeploykitError, ExportError, InputError, ProofError
 from deploykit.graph import prove
 from deploykit.graph.plain_weights import plain_weights
+from deploykit.graph.scripted import as_script, holds_script
 from deploykit.graph.time_limit import at_most
 from deploykit.graph.weights import ONE_FILE, constant_bytes
 from deploykit.runtime.manifest import Card, TensorSpec
@@ -74,6 +75,7 @@ def export(source: Source, options: ExportOptions, out: Path) -> tuple[Exported,
     cases = prove.make_cases(source, reference(source), further(source))
     failures: list[tuple[str, Exception]] = []
     exporters = EXPORTERS if options.exporter == "auto" else (options.exporter,)
+    exporters = ("torchscript",) if options.exporter == "auto" and holds_script(source.module) else exporters
     seconds = None if options.seconds is None else _SHARE * options.seconds / len(exporters)
     for exporter in exporters:
         try:
@@ -239,11 +241,12 @@ def _export_torchscript(source: Source, inputs: Mapping[str, torch.Tensor], opse
 
     assert source.module is not None
     specs = (*source.card.inputs, *source.card.outputs)
+    module, positional, named = as_script(source.module, inputs)
     torch.onnx.export(
-        source.module,
-        (),
+        module,
+        positional,
         str(path),
-        kwargs=dict(inputs),
+        kwargs=named,
         dynamo=False,
         opset_version=opset,
         dynamic_axes={spec.name: _dynamic_axes(spec) for spec in specs},

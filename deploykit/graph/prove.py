@@ -226,10 +226,10 @@ def _complaint(what: str, scores: Sequence[Score], failed: Sequence[Score], tole
     worst = min(failed, key=lambda s: (not np.isnan(s.cosine), s.cosine))
     if worst.failure:
         return f"{what} fails in {len(failed)} of {len(scores)} cases, first at {describe(worst.at)}: {worst.failure}"
+    figures = f"cosine {worst.cosine:.5f}, error {worst.relative_error:.2g} of the largest component"
     return (
-        f"{what} disagrees with the original model in {len(failed)} of {len(scores)} cases; "
-        f"the worst is {describe(worst.at)}: cosine {worst.cosine:.5f}, "
-        f"error {worst.relative_error:.2g} of the largest component (allowed: {tolerance.cosine} and {tolerance.relative_error})"
+        f"{what} disagrees with the original model in {len(failed)} of {len(scores)} cases; the worst is "
+        f"{describe(worst.at)}: {figures} (allowed: {tolerance.cosine} and {tolerance.relative_error})"
     )
 
 

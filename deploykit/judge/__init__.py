@@ -35,6 +35,9 @@ _NO_LIBRARY = {
     "onnx": "an ONNX file names no library that made it; the proof compares with the original file in onnxruntime",
     "exported-program": "a .pt2 names no library that made it; the proof compares with the program itself",
     "module": "the module of a Python factory belongs to no library; the proof compares with the module itself",
+    "torchscript": "TorchScript belongs to no library; the proof compares with the scripted module itself",
+    "state-dict": "the class of bare weights belongs to no library; the proof compares with the module itself",
+    "peft": "the adapter is merged here; the proof compares with the merged model",
     "checkpoint": "no other library reads a deploykit checkpoint",
 }
 

@@ -195,7 +195,7 @@ def _export_step(recipe: Recipe, identity: Identity) -> Step:
             "model": recipe.source.model,
             "source": plain(recipe.source.options),
             "kind": identity.kind,
-            "location": _absolute(identity.location),
+            "location": _place(identity.location, recipe.source.options),
             "opset": recipe.export.opset,
             "exporter": recipe.export.exporter,
         },
@@ -204,6 +204,14 @@ def _export_step(recipe: Recipe, identity: Identity) -> Step:
         watch=Watch(_roots(identity.location)),
         facts={"source": recipe.source.model, "opset": str(recipe.export.opset)},
     )
+
+
+def _place(location: str, options: sources.Options) -> str:
+    """As `_absolute`, with the folder that the class of bare weights is imported from."""
+    places = [_absolute(location)]
+    if options.architecture is not None:
+        places.append(_absolute(options.architecture))
+    return " ".join(places)
 
 
 def _absolute(location: str) -> str:

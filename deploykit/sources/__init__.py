@@ -25,15 +25,14 @@ from deploykit.runtime.manifest import Card
 if TYPE_CHECKING:
     import torch
 
-ORDER = ("onnx", "exported-program", "module", "timm", "checkpoint", "sentence-transformers", "transformers")
-_SOURCES = "a source is a folder, a hub id, package:NAME/folder, timm:NAME, py:module:factory, .pt2 or .onnx"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_OTHER_FORMATS = {
-    ".gguf": "a GGUF file holds weights for llama.cpp, quantized as a rule",
-    ".tflite": "a TFLite file is converted already",
-    ".h5": "an HDF5 file is of Keras or TensorFlow",
-    ".keras": "it is of Keras",
-}
+ORDER = (
+    *("onnx", "exported-program", "torchscript", "module", "timm", "checkpoint", "peft"),
+    *("sentence-transformers", "state-dict", "transformers"),
+)
+_SOURCES = (
+    "a source is a folder, a hub id, package:NAME/folder, timm:NAME, py:module:factory, a TorchScript file, .pt2, "
+    ".onnx, or weights with --model package.module:Class"
+)
 _KINDS_OF_FOLDERS = (None, "sentence-transformers", "transformers")
 
 
@@ -50,6 +49,12 @@ class Options:
     takes the model's own tensors. ``prompts`` are put before texts, by the name that ``encode(kind=…)`` gives: they are
     added to those of the source's own files, and stand in the place of one of the same name. ``outputs`` (such as
     token_embeddings, hidden:-2, pooled:-2, pooler) are given beside the embedding (`deploykit.sources._further`).
+
+    A module of one's own says no more than its code: ``architecture`` is the class of bare weights
+    (package.module:Class) and ``init`` its arguments; one of ``image`` (an edge in pixels, or height and width),
+    ``audio`` (sampling rate in Hz) and ``text`` (a tokenizer's folder) is what it takes. ``resize`` is the shorter edge
+    before the crop, ``resample`` the filter; ``mean`` and ``std`` are per channel, of values of 0 to 1
+    (`deploykit.sources._own_inputs`).
     """
 
     kind: str | None = None
@@ -63,6 +68,15 @@ class Options:
     preprocess: Literal["none"] | None = None
     prompts: Mapping[str, str] | None = None
     outputs: tuple[str, ...] | None = None
+    architecture: str | None = None
+    init: Mapping[str, Any] | None = None
+    image: int | tuple[int, ...] | None = None
+    resize: int | None = None
+    resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    audio: int | None = None
+    text: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
 
@@ -124,26 +138,21 @@ def open_source(spec: str, options: Options | None = None) -> Source:
 
 
 def _module(location: str, options: Options) -> ModuleType:
+    from deploykit.sources import _formats
+
+    _formats.refuse_foreign(location)
     if options.kind is not None:
         return registry.module("sources", options.kind)
+    if options.architecture is not None and not location.startswith("py:"):
+        return registry.module("sources", "state-dict")
     others = [name for name in registry.names("sources") if name not in ORDER]
     for name in (*ORDER, *others):
         module = registry.module("sources", name)
         if module.matches(location):
             return module
     if Path(location).expanduser().is_file():
-        raise SourceError(f"'{location}' is a file of a kind that is not read", hint=_instead_of(location))
+        raise SourceError(f"'{location}' is a file of a kind that is not read", hint=_SOURCES)
     raise SourceError(f"'{location}' is no file or folder here, and no hub id (org/name)", hint=_SOURCES)
-
-
-def _instead_of(location: str) -> str:
-    """What to give in the place of a file that is no source: weights alone do not say which model they belong to."""
-    suffix = Path(location).suffix.lower()
-    if suffix in _WEIGHTS:
-        return "weights alone do not name their model: give the folder with its config.json, or py:FILE:factory"
-    if suffix in _OTHER_FORMATS:
-        return f"{_OTHER_FORMATS[suffix]}: give the folder or checkpoint that it was made from"
-    return _SOURCES
 
 
 def _localize(spec: str, options: Options) -> str:

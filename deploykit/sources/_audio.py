@@ -151,8 +151,14 @@ def _lengths(
         if options.max_length is not None:
             raise SourceError("this encoder takes spectrograms of one size", hint="leave max_length out")
         return _made(processing, specs, 1), {}
-    rate = int(processing.preprocess["sampling_rate"])
-    longest = options.max_length or LONGEST_SECONDS * rate
+    return waveform_lengths(module, specs, int(processing.preprocess["sampling_rate"]), options.max_length)
+
+
+def waveform_lengths(
+    module: nn.Module, specs: tuple[TensorSpec, ...], rate: int, longest: int | None
+) -> tuple[AudioInput, dict[str, tuple[int, ...]]]:
+    """The input of an encoder of raw waveforms, and the lengths in samples that a proof covers, up to ``longest``."""
+    longest = longest or LONGEST_SECONDS * rate
     shortest = _shortest(module, specs[:1], longest)
     wanted = {shortest, 3 * shortest + 1, rate // 4 + 3, rate, longest}
     return AudioInput(specs, shortest), {"samples": tuple(sorted(n for n in wanted if shortest <= n <= longest))}

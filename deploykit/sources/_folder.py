@@ -65,7 +65,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         if (folder / single).exists():
             files: tuple[Path, ...] = (folder / single,)
         elif (folder / index).exists():
-            files = _shards(folder / index)
+            files = shards(folder / index)
         else:
             continue
         for path in files:
@@ -74,7 +74,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     raise SourceError(f"{folder} has no weights (model.safetensors)", hint=_what_instead(folder))
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index of shards names; `SourceError` when one is not there."""
     names = sorted(set(read_table(index).get("weight_map", {}).values()))
     missing = [name for name in names if not (index.parent / name).exists()]
     if missing or not names:

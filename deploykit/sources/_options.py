@@ -16,6 +16,10 @@ _WHERE = {
     "route": "it picks one encoder of a sentence-transformers folder with a router",
     "preprocess": "only what brings preprocessing of its own can leave it to the caller",
     "prompts": "they are put before texts by a text encoder with a tokenizer",
+    "architecture": "it names the class of bare weights",
+    "init": "it holds the arguments of the class of bare weights",
+    **dict.fromkeys(("image", "audio", "text"), "it says what a module of your own takes"),
+    **dict.fromkeys(("resize", "resample", "mean", "std"), "it goes with image, for a module of your own"),
     "outputs": "only encoders from a transformers or sentence-transformers folder give more than one",
 }
 

@@ -2,7 +2,8 @@
 
 ``factory()`` takes no arguments and returns a `Source`, or ``(module, example_inputs)``, or a module with an attribute
 ``example_inputs``; examples are a tensor, a tuple or a dict of tensors. Inputs are named by ``forward``'s signature.
-Naming the factory is what allows its code to run.
+A module alone is enough where an option (``image``, ``audio`` or ``text``) says what it takes. Naming the factory is
+what allows its code to run; it imports as a script does: from the current folder, or from that of its file.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def identify(spec: str, options: Options) -> Identity:
 def open(spec: str, options: Options) -> Source:
     """Call the factory and wrap what it returns."""
     place, name = _split(spec)
-    factory = _find(place, name)
+    factory = find(place, name)
     try:
         made = factory()
     except Exception as error:
@@ -50,17 +51,22 @@ def open(spec: str, options: Options) -> Source:
 def _wrap(spec: str, made: Any, options: Options) -> Source:
     from torch import nn
 
+    from deploykit.sources._own_inputs import is_said, open_own
     from deploykit.sources._tensors import name_examples, open_tensors
 
     pair = isinstance(made, tuple) and len(made) == 2
     module, examples = made if pair else (made, getattr(made, "example_inputs", None))
-    if not isinstance(module, nn.Module) or examples is None:
+    said = is_said(options)
+    if not isinstance(module, nn.Module) or (examples is None and not said):
         raise SourceError(
             f"{spec} returned {type(made).__name__}",
-            hint="return a Source, or (module, example_inputs) with a tensor, a tuple or a dict of tensors",
+            hint="return a Source, or (module, example_inputs) with a tensor, a tuple or a dict of tensors; "
+            "for a module alone say what it takes: --image 224, --audio 16000 or --text TOKENIZER_FOLDER",
         )
     module = module.eval().requires_grad_(False)
     provenance = {"kind": KIND, "factory": spec.removeprefix(_PREFIX), "architecture": type(module).__name__}
+    if said:
+        return open_own(module.float(), options, type(module).__name__, provenance)
     return open_tensors(module, name_examples(module, examples), options, type(module).__name__, provenance)
 
 
@@ -72,7 +78,8 @@ def _split(spec: str) -> tuple[str, str]:
     return place, name
 
 
-def _find(place: str, name: str) -> Callable[[], Any]:
+def find(place: str, name: str) -> Callable[..., Any]:
+    """The function or class ``name`` of a module, or of a file ending in .py; `SourceError` when it has none."""
     module = _load_file(Path(place).expanduser()) if place.endswith(".py") else _import(place)
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -82,6 +89,7 @@ def _find(place: str, name: str) -> Callable[[], Any]:
 
 
 def _import(name: str) -> Any:
+    _look_in(Path.cwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -96,9 +104,10 @@ def _import(name: str) -> Any:
 
 
 def _load_file(path: Path) -> Any:
-    """Run a file as a module of its own; its folder is not put on the import path."""
+    """Run a file as a module of its own, with its folder on the import path as that of a script is."""
     if not path.is_file():
         raise SourceError(f"there is no file '{path}'", hint="check the path")
+    _look_in(path.absolute().parent)
     name = f"deploykit_factory_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -110,3 +119,10 @@ def _load_file(path: Path) -> Any:
     except Exception as error:
         raise SourceError(f"running {path} failed: {type(error).__name__}: {error}", hint="run it alone") from error
     return module
+
+
+def _look_in(folder: Path) -> None:
+    """Let imports find what lies in a folder, first of all places, as Python does for a script."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()

@@ -1,43 +1,64 @@
 """``timm:NAME``: an image encoder of the timm library, with its pretrained weights and its own preprocessing.
 
-timm is imported only when a source names it. NAME is a model's name (``resnet50.a1_in1k``) or ``hf-hub:org/name``.
+timm is imported only when a source names it. NAME is a model's name (``resnet50.a1_in1k``), ``hf-hub:org/name`` or
+``local-dir:PATH``; a folder that timm has saved (config.json with an architecture of its own) may be named by its path
+alone.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from deploykit.errors import MissingError, SourceError, nearest
 from deploykit.runtime.manifest import TensorSpec
-from deploykit.sources import Identity, Options, Source
+from deploykit.sources import Identity, Options, Source, _folder
 from deploykit.sources._options import only
 
 KIND = "timm"
 _PREFIX = "timm:"
+_LOCAL = "local-dir:"
 _GLOBAL_POOL = {"mean": "avg", "cls": "token", "max": "max"}
 """timm's words for the poolings; its models pool by themselves."""
 
 
 def matches(spec: str) -> bool:
-    """``timm:…``."""
-    return spec.startswith(_PREFIX)
+    """``timm:…``, or a folder of timm's own layout."""
+    return spec.startswith(_PREFIX) or _is_timm_folder(Path(spec).expanduser())
+
+
+def _is_timm_folder(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    ours = isinstance(config, dict) and "architecture" in config and "model_type" not in config
+    return ours and ("pretrained_cfg" in config or "num_features" in config)
 
 
 def identify(spec: str, options: Options) -> Identity:
     """No digest: the weights come through timm's own cache, and are not known before they are loaded."""
     if not _installed():
         raise MissingError(f"'{spec}' needs timm, which is not installed", hint="pip install timm torchvision")
-    return Identity(KIND, spec, None, {"name": spec.removeprefix(_PREFIX)})
+    name = spec.removeprefix(_PREFIX) if spec.startswith(_PREFIX) else f"{_LOCAL}{Path(spec).expanduser()}"
+    if name.startswith(_LOCAL):
+        folder = _folder.require_folder(name.removeprefix(_LOCAL))
+        _folder.read_table(folder / "config.json")
+        facts = {**_folder.folder_facts(folder), "model": f"{_LOCAL}{folder}"}
+        return _folder.identity(KIND, folder, _folder.deciding_files(folder), options, facts)
+    return Identity(KIND, spec, None, {"name": name, "model": name})
 
 
 def open(spec: str, options: Options) -> Source:
     """Create the model without its classifier; its pooled features are the embedding."""
-    name = str(identify(spec, options).facts["name"])
+    facts = identify(spec, options).facts
+    name, made_of = str(facts["name"]), str(facts["model"])
     try:
         import timm
     except ImportError as error:
@@ -48,7 +69,7 @@ def open(spec: str, options: Options) -> Source:
     from deploykit.sources._image import pixels
 
     only(options, ("pooling", "normalize", "dim"), f"{spec} is an image encoder of timm")
-    model = _create(timm, name, options)
+    model = _create(timm, made_of, options)
     config = timm.data.resolve_model_data_config(model)
     taken = TensorSpec("pixel_values", "float32", ("batch", *map(int, config["input_size"])))
     head = Head([], stages(options, bool(options.normalize)))
@@ -73,8 +94,8 @@ def _installed() -> bool:
 
 
 def _create(timm: Any, name: str, options: Options) -> Any:
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
-        raise SourceError(f"timm {timm.__version__} has no model '{name}'", hint=nearest(name, timm.list_models()))
+    if not name.startswith(("hf-hub:", _LOCAL)) and not timm.is_model(name):
+        raise SourceError(f"timm {timm.__version__} has no model '{name}'", hint=_nearest(name, timm.list_models()))
     changes = {}
     if options.pooling not in (None, "pooler"):
         if options.pooling not in _GLOBAL_POOL:
@@ -89,6 +110,12 @@ def _create(timm: Any, name: str, options: Options) -> Any:
         raise MissingError(f"the weights of {name} cannot be fetched: {error}", hint=hint) from error
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise SourceError(f"timm cannot make {name}: {error}", hint="another pooling, or another name") from error
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The few names that come closest: timm has more than a thousand."""
+    close = difflib.get_close_matches(name, known, n=5, cutoff=0.3)
+    return f"the nearest are {', '.join(close)}" if close else "timm.list_models() gives their names"
 
 
 def preprocess(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
