@@ -128,6 +128,7 @@ def image_options(options: Options, channels: int) -> image.Options:
         resize=resize,
         resample=options.resample or "bilinear",
         crop=None if edge is None else (height, width),
+        crop_rounding="even",
         mean=_each(options.mean or (0.0,), channels),
         std=_each(options.std or (1.0,), channels),
     )

@@ -138,6 +138,7 @@ def preprocess(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         resize=resize,
         resample=config["interpolation"],
         crop=(height, width),
+        crop_rounding="even",
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )

@@ -214,6 +214,18 @@ def test_pictures_are_prepared_as_torchvision_does(own):
     np.testing.assert_allclose(got, want.transpose(2, 0, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(41, 43), (43, 45), (32, 33), (20, 51), (21, 31), (64, 64)])
+def test_an_odd_margin_is_cut_as_torchvision_does(rows, columns):
+    """The rule of torchvision's center_crop, written out: pad the smaller half first, then round halves to even."""
+    from deploykit.runtime.preprocess.image import center_crop
+
+    pixels = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns, 1) + 1
+    across, down = max(0, 32 - columns), max(0, 32 - rows)
+    want = np.pad(pixels, ((down // 2, (down + 1) // 2), (across // 2, (across + 1) // 2), (0, 0)))
+    top, left = round((want.shape[0] - 32) / 2.0), round((want.shape[1] - 32) / 2.0)
+    np.testing.assert_array_equal(center_crop(pixels, 32, 32, even=True), want[top : top + 32, left : left + 32])
+
+
 def test_a_waveform_module_takes_every_length(own):
     module = made(own[1].Wave)
     source = open_source("py:own_net:Wave", Options(audio=8000, pooling="mean", max_length=4000))

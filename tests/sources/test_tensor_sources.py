@@ -363,3 +363,26 @@ def test_an_unknown_timm_model_names_the_nearest(fake_timm):
     with pytest.raises(SourceError) as caught:
         open_source("timm:tinny")
     assert "tiny" in caught.value.hint
+
+
+def test_a_folder_that_timm_saved_is_known_by_its_config(monkeypatch, tmp_path):
+    import json
+
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr("deploykit.sources.timm._installed", lambda: True)
+    config = {"architecture": "resnet10t", "num_features": 512, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    for spec in (str(tmp_path), f"timm:local-dir:{tmp_path}"):
+        found = resolve(spec)
+        assert (found.kind, found.facts["model"]) == ("timm", f"local-dir:{tmp_path}")
+        assert found.digest is not None
+
+
+def test_an_unknown_timm_model_names_a_few():
+    from deploykit.sources.timm import _nearest
+
+    known = [f"resnet{n}" for n in range(200)]
+    assert _nearest("resnet5x", known).count("resnet") <= 5
+    assert len(_nearest("zzz", known)) < 80

@@ -58,8 +58,9 @@ class Options:
 
     ``resize`` is one of {height, width}, {shortest_edge}, {longest_edge}, {shortest_edge, longest_edge} (the second is
     a bound) and {max_height, max_width}. ``crop`` is (height, width), cut from the centre, with zeros around a smaller
-    image. A value x becomes (x * rescale - offset - mean) / std, per channel. ``pad`` is (height, width): zeros at the
-    bottom and right, after normalising.
+    image; an odd margin is halved as ``crop_rounding`` says: down, as in transformers, or to the even number, as in
+    torchvision. A value x becomes (x * rescale - offset - mean) / std, per channel. ``pad`` is (height, width): zeros
+    at the bottom and right, after normalising.
     """
 
     apply_exif: bool = False
@@ -69,6 +70,7 @@ class Options:
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
     resize_float: bool = False
     crop: tuple[int, int] | None = None
+    crop_rounding: Literal["down", "even"] = "down"
     rescale: float = 1 / 255
     offset: float = 0.0
     mean: tuple[float, ...] = (0.0,)
@@ -138,7 +140,7 @@ class Preprocessor:
                 )
             pixels = resize(pixels, height, width, self.options)
         if self.options.crop is not None:
-            pixels = center_crop(pixels, *self.options.crop)
+            pixels = center_crop(pixels, *self.options.crop, even=self.options.crop_rounding == "even")
         if self.options.channels == "bgr":
             pixels = pixels[..., ::-1]
         tensor = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
@@ -321,9 +323,18 @@ def resize(pixels: np.ndarray, height: int, width: int, options: Options) -> np.
     return resized[..., None] if resized.ndim == 2 else resized
 
 
-def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The centre [height, width, C], a view where the image is large enough, else with zeros around it."""
+def center_crop(pixels: np.ndarray, height: int, width: int, *, even: bool = False) -> np.ndarray:
+    """The centre [height, width, C], a view where the image is large enough, else with zeros around it.
+
+    ``even``: an odd margin is split as torchvision's CenterCrop does.
+    """
     rows, columns = pixels.shape[:2]
+    if even:
+        canvas = np.zeros((max(rows, height), max(columns, width), pixels.shape[2]), pixels.dtype)
+        above, before = (canvas.shape[0] - rows) // 2, (canvas.shape[1] - columns) // 2
+        canvas[above : above + rows, before : before + columns] = pixels
+        top, left = round((canvas.shape[0] - height) / 2), round((canvas.shape[1] - width) / 2)
+        return canvas[top : top + height, left : left + width]
     if rows >= height and columns >= width:
         top, left = (rows - height) // 2, (columns - width) // 2
         return pixels[top : top + height, left : left + width]
