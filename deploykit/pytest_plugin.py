@@ -6,7 +6,8 @@
     def test_the_new_bundle(deploykit_gate):
         deploykit_gate("build/new.bundle", "production/old.bundle", data="texts.txt")
 
-FAIL fails the test, INCONCLUSIVE skips it, both with the reason; PASS returns the `deploykit.gate.Result`.
+FAIL fails the test, INCONCLUSIVE skips it, both with the reason; PASS returns the `deploykit.gate.Result`. What cannot
+be judged (a bundle that is missing) fails it with one sentence and the way out.
 """
 
 from __future__ import annotations
@@ -44,11 +45,17 @@ def deploykit_gate(request: pytest.FixtureRequest) -> Callable[..., Result]:
         candidate: str | os.PathLike[str], baseline: str | os.PathLike[str], budget: Any = None, **choices: Any
     ) -> Result:
         __tracebackhide__ = True
+        from deploykit.errors import DeploykitError
         from deploykit.gate import Choices, gate
+        from deploykit.gate.text import plain
 
         root = request.config.rootpath
         chosen = Choices(budget=budget if budget is not None else marked, **choices)
-        result = gate(root / candidate, root / baseline, chosen)
+        try:
+            result = gate(root / candidate, root / baseline, chosen)
+        except DeploykitError as error:
+            # What is wrong is in the user's files or options, and no frame of ours shows where.
+            pytest.fail(plain(str(error)), pytrace=False)
         if result.status == "FAIL":
             pytest.fail(_reasons(result), pytrace=False)
         if result.status == "INCONCLUSIVE":

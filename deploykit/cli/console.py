@@ -73,17 +73,19 @@ def say_settings(title: str, settings: Mapping[str, Any]) -> None:
 
 
 class Progress:
-    """One line on a terminal that says what is going on, once it has lasted two seconds; silent everywhere else."""
+    """One line on a terminal that says what is going on, once it has lasted two seconds; silent everywhere else, or
+    with ``every_s`` a line of it so often, for work of many minutes whose log somebody watches.
+    """
 
-    def __init__(self, stream: IO[str] | None = None) -> None:
+    def __init__(self, stream: IO[str] | None = None, every_s: float | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._live, self._every_s = self._stream.isatty(), every_s
         self._text, self._since, self._shown = "", time.monotonic(), False
         self._lock, self._ended = threading.Lock(), threading.Event()
 
     def __enter__(self) -> Progress:
-        if self._live:
-            threading.Thread(target=self._tick, daemon=True).start()
+        if self._live or self._every_s is not None:
+            threading.Thread(target=self._tick if self._live else self._log, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,6 +102,13 @@ class Progress:
         with self._lock:
             self._text = text
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        with self._lock:
+            self._stream.write(("\r\x1b[K" if self._shown else "") + text + "\n")
+            self._stream.flush()
+            self._shown = False
+
     def clear(self) -> None:
         """Take the line away, to print something else."""
         with self._lock:
@@ -107,6 +116,14 @@ class Progress:
                 self._stream.write("\r\x1b[K")
                 self._stream.flush()
             self._text, self._shown = "", False
+
+    def _log(self) -> None:
+        began = time.monotonic()
+        while not self._ended.wait(self._every_s):
+            with self._lock:
+                if self._text and not self._ended.is_set():
+                    self._stream.write(f"{(time.monotonic() - began) / 60:.0f} min: {self._text}\n")
+                    self._stream.flush()
 
     def _tick(self) -> None:
         while not self._ended.wait(0.25):

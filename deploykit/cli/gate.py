@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +18,8 @@ from deploykit.cli import console
 if TYPE_CHECKING:
     from deploykit.gate import AaResult, Result
 
+# A log that says nothing for minutes looks like one of a job that hangs.
+_LINE_S = 60.0
 _EXITS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 
 _CANDIDATE = typer.Argument(
@@ -77,6 +82,13 @@ _CALIBRATION = typer.Option(
     help="What an earlier --aa wrote with -o: quoted beside the verdict, and refused on other hardware.",
     show_default=False,
 )
+_MAX_MINUTES = typer.Option(
+    "--max-minutes",
+    metavar="N",
+    help="Begin no pair that would end later than this, counted from the start; what is not decided is INCONCLUSIVE. "
+    "Default: as long as it takes, which is told at the start.",
+    show_default=False,
+)
 _ALL = typer.Option("--all", help="Look at everything, also when something has failed already.")
 _SEED = typer.Option(metavar="N", min=0, help="Decides which side of each pair runs first.")
 _THREADS = typer.Option(metavar="N", min=1, help="Threads to compute with. Default: every core it may use.")
@@ -87,6 +99,7 @@ _SUMMARY = typer.Option(
     metavar="FILE",
     help="Write a page of Markdown; 'github' adds it to the file that $GITHUB_STEP_SUMMARY names.",
 )
+_HTML = typer.Option("--html", metavar="FILE", help="Write a page for a browser: one file, no scripts.")
 _ANNOTATIONS = typer.Option("--annotations", help="Print a GitHub workflow command when it does not pass.")
 
 
@@ -101,31 +114,41 @@ def gate(
     baseline_python: Annotated[Path | None, _BASELINE_PYTHON] = None,
     aa: Annotated[int | None, _AA] = None,
     calibration: Annotated[Path | None, _CALIBRATION] = None,
+    max_minutes: Annotated[float | None, _MAX_MINUTES] = None,
     everything: Annotated[bool, _ALL] = False,
     seed: Annotated[int, _SEED] = 0,
     threads: Annotated[int | None, _THREADS] = None,
     output: Annotated[Path | None, _OUTPUT] = None,
     junit: Annotated[Path | None, _JUNIT] = None,
     summary: Annotated[Path | None, _SUMMARY] = None,
+    html: Annotated[Path | None, _HTML] = None,
     annotations: Annotated[bool, _ANNOTATIONS] = False,
     json: console.Json = False,
 ) -> None:
     """Judge a bundle against the one that is in use.
 
     Precision and fusions are counted, vectors compared, and times taken in pairs of fresh processes; each answer is
-    PASS, FAIL, or INCONCLUSIVE where this machine cannot tell. Ends with 0, 1 and 3.
+    PASS, FAIL, or INCONCLUSIVE where this machine cannot tell. Ends with 0, 1 and 3. A gate that cannot run leaves its
+    reason in the files that were asked for.
 
     Example: deploykit gate new.bundle --baseline old.bundle --data texts.txt
     """
     from deploykit import gate as library
-    from deploykit.output import check_output
 
-    page = _summary_path(summary)
-    for path in (output, junit, page):
-        if path is not None:
-            check_output(path, "gate.json")
+    outputs = Outputs(output, junit, _summary_path(summary), html, annotations, json)
+    outputs.check()
     choices = library.Choices(
-        budget, data, workload, threads, everything, seed, baseline_digest or "", calibration, python, baseline_python
+        budget,
+        data,
+        workload,
+        threads,
+        everything,
+        seed,
+        baseline_digest or "",
+        calibration,
+        python,
+        baseline_python,
+        max_minutes,
     )
     if aa is not None:
         _refuse_with_aa(
@@ -139,9 +162,13 @@ def gate(
                 "--annotations": annotations or None,
             }
         )
-        _show_aa(_aa(candidate, aa, choices), output, page, json)
+        with outputs.also_without_verdict(candidate, None):
+            noise = _aa(candidate, aa, choices)
+        _show_aa(noise, outputs)
         return
-    _show(_gate(candidate, baseline, choices), output, junit, page, annotations, json)
+    with outputs.also_without_verdict(candidate, baseline):
+        result = _gate(candidate, baseline, choices)
+    _show(result, outputs)
 
 
 def _gate(candidate: str, baseline: str | None, choices: object) -> Result:
@@ -154,58 +181,101 @@ def _gate(candidate: str, baseline: str | None, choices: object) -> Result:
             "nothing says what to compare with",
             hint="name the bundle that is in use: --baseline old.bundle; or --aa 5 for this machine's noise",
         )
-    with console.Progress() as progress:
+    with console.Progress(every_s=_LINE_S) as progress:
         progress.begin("opening")
-        return library.gate(candidate, baseline, choices, progress.update)
+        return library.gate(candidate, baseline, choices, progress.update, on_estimate=progress.note)
 
 
 def _aa(candidate: str, runs: int, choices: object) -> AaResult:
     from deploykit import gate as library
 
     assert isinstance(choices, library.Choices)
-    with console.Progress() as progress:
+    with console.Progress(every_s=_LINE_S) as progress:
         progress.begin("opening")
-        return library.aa(candidate, runs, choices, progress.update)
+        return library.aa(candidate, runs, choices, progress.update, on_estimate=progress.note)
 
 
-def _show(
-    result: Result, output: Path | None, junit: Path | None, page: Path | None, annotations: bool, json: bool
-) -> None:
-    from deploykit.gate import outputs, text
+def _show(result: Result, outputs: Outputs) -> None:
+    from deploykit.gate import outputs as forms
+    from deploykit.gate import text
+    from deploykit.report import gate_html
 
-    if output is not None:
-        outputs.write(_document(result), output)
-    if junit is not None:
-        outputs.write(outputs.junit(result), junit)
-    if page is not None:
-        outputs.write(outputs.markdown(result), page, append=_is_step_summary(page))
-    if json:
+    outputs.write(result.to_json(), forms.junit(result), forms.markdown(result), gate_html.render(result))
+    if outputs.json:
         console.print_json(result.to_json())
     else:
         typer.echo(text.render(result, shutil.get_terminal_size((100, 24)).columns), nl=False)
-    command = outputs.annotation(result) if annotations else ""
-    if command:
-        # Workflow commands are read from either stream; stdout belongs to --json.
-        typer.echo(command, err=json)
+    outputs.annotate(forms.annotation(result))
     _end(_EXITS[result.status])
 
 
-def _show_aa(result: AaResult, output: Path | None, page: Path | None, json: bool) -> None:
-    from deploykit.gate import outputs, text
+def _show_aa(result: AaResult, outputs: Outputs) -> None:
+    from deploykit.gate import outputs as forms
+    from deploykit.gate import text
+    from deploykit.report import gate_html
 
-    if output is not None:
-        outputs.write(_document(result), output)
-    if page is not None:
-        outputs.write(outputs.aa_markdown(result), page, append=_is_step_summary(page))
-    if json:
+    outputs.write(result.to_json(), "", forms.aa_markdown(result), gate_html.render_aa(result))
+    if outputs.json:
         console.print_json(result.to_json())
     else:
         typer.echo(text.render_aa(result, shutil.get_terminal_size((100, 24)).columns), nl=False)
-    _end(1 if result.count("FAIL") else 3 if result.count("INCONCLUSIVE") * 2 > result.runs else 0)
+    undecided = result.stopped or result.count("INCONCLUSIVE") * 2 > result.runs
+    _end(1 if result.count("FAIL") else 3 if undecided else 0)
 
 
-def _document(result: Result | AaResult) -> str:
-    return dumps(result.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
+@dataclass(frozen=True)
+class Outputs:
+    """The files that a gate leaves, and what it prints beside its text."""
+
+    output: Path | None
+    junit: Path | None
+    page: Path | None
+    html: Path | None
+    annotations: bool
+    json: bool
+
+    def check(self) -> None:
+        """Refuse what could not be written, before minutes of work."""
+        from deploykit.output import check_output
+
+        for path in (self.output, self.junit, self.page, self.html):
+            if path is not None:
+                check_output(path, "gate.json")
+
+    def write(self, data: dict[str, object], junit: str, page: str, html: str) -> None:
+        """Write what was asked for."""
+        from deploykit.gate.outputs import write
+
+        document = dumps(data, indent=1, ensure_ascii=False, default=str) + "\n"
+        for text, path in ((document, self.output), (junit, self.junit), (html, self.html)):
+            if path is not None:
+                write(text, path)
+        if self.page is not None:
+            write(page, self.page, append=_is_step_summary(self.page))
+
+    def annotate(self, command: str) -> None:
+        """Print a workflow command. They are read from either stream; stdout belongs to --json."""
+        if self.annotations and command:
+            typer.echo(command, err=self.json)
+
+    @contextmanager
+    def also_without_verdict(self, candidate: str, baseline: str | None) -> Iterator[None]:
+        """What ends the block leaves its reason in every file: a report that is empty says nothing in a pipeline."""
+        from deploykit.gate import Unjudged
+        from deploykit.gate import outputs as forms
+        from deploykit.report import gate_html
+
+        try:
+            yield
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            message = str(getattr(error, "message", "") or f"{type(error).__name__}: {first}")
+            hint = str(getattr(error, "hint", ""))
+            failed = Unjudged(candidate, baseline or "", type(error).__name__, message, hint)
+            pages = (forms.markdown_unjudged(failed), gate_html.render_unjudged(failed))
+            self.write(failed.to_json(), forms.junit_unjudged(failed), *pages)
+            self.annotate(forms.annotation_unjudged(failed))
+            raise
 
 
 def _end(code: int) -> None:

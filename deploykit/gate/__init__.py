@@ -12,8 +12,8 @@ Bundles are compared, not stored numbers: both are audited, encoded with and tim
 from __future__ import annotations
 
 from deploykit.gate.limits import DEFAULT, limits
-from deploykit.gate.result import AaResult, Identity, Result, Row
+from deploykit.gate.result import AaResult, Identity, Result, Row, Unjudged
 from deploykit.gate.run import Choices, aa, gate
 from deploykit.gate.timing import Timing
 
-__all__ = ["DEFAULT", "AaResult", "Choices", "Identity", "Result", "Row", "Timing", "aa", "gate", "limits"]
+__all__ = ["DEFAULT", "AaResult", "Choices", "Identity", "Result", "Row", "Timing", "Unjudged", "aa", "gate", "limits"]

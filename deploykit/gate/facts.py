@@ -41,7 +41,7 @@ def _audit(bundle: Any, variant: Any) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise MissingError(
             f"the audit of '{variant.name}' needs {error.name}, which is not installed",
-            hint=pip_install("export"),
+            hint=pip_install("gate"),
         ) from error
     return {
         "variant": variant.name,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
-from deploykit.gate.result import AaResult, Result, Row
+from deploykit.gate.result import AaResult, Result, Row, Unjudged
 from deploykit.gate.text import plain as _plain
+from deploykit.gate.text import render
 from deploykit.output import write_text
 
 #: GitHub cuts nothing: a longer summary is an error there.
@@ -27,18 +29,12 @@ _MARKS = {"PASS": "✅ PASS", "FAIL": "❌ FAIL", "INCONCLUSIVE": "❔ INCONCLUS
 def junit(result: Result) -> str:
     """The rows as one test suite, its name the candidate's."""
     count = {status: sum(row.status == status for row in result.rows) for status in _MARKS}
-    attributes = {
-        "name": _plain(f"deploykit gate {result.candidate.name}"),
-        "tests": str(len(result.rows)),
-        "failures": str(count["FAIL"]),
-        "errors": "0",
-        "skipped": str(count["INCONCLUSIVE"] + count["NOT MEASURED"]),
-        "time": f"{result.seconds:.3f}",
-        "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
-        "hostname": platform.node() or "localhost",
+    counts = {
+        "tests": len(result.rows),
+        "failures": count["FAIL"],
+        "errors": 0,
+        "skipped": count["INCONCLUSIVE"] + count["NOT MEASURED"],
     }
-    suite = ElementTree.Element("testsuite", attributes)
-    properties = ElementTree.SubElement(suite, "properties")
     told = {
         "verdict": result.status,
         "baseline": result.baseline.name,
@@ -48,14 +44,21 @@ def junit(result: Result) -> str:
         "hardware": str(result.hardware["id"]),
         "seed": str(result.seed),
     }
-    for name, value in told.items():
-        ElementTree.SubElement(properties, "property", {"name": name, "value": _plain(value)})
+    suite = _suite(result.candidate.name, counts, result.seconds, told)
     for row in result.rows:
         _add_case(suite, row, result)
-    ElementTree.SubElement(suite, "system-out").text = _plain(markdown(result))
-    ElementTree.SubElement(suite, "system-err")
-    ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+    return _document(suite, render(result), "")
+
+
+def junit_unjudged(failed: Unjudged) -> str:
+    """One case that ends in an error, so that a test report is never empty."""
+    told = {"verdict": "ERROR", "baseline": failed.baseline}
+    suite = _suite(failed.candidate, {"tests": 1, "failures": 0, "errors": 1, "skipped": 0}, 0.0, told)
+    case = ElementTree.SubElement(suite, "testcase", {"classname": _of(failed.candidate), "name": "gate", "time": "0"})
+    attributes = {"type": _plain(failed.error), "message": _plain(failed.message)}
+    text = _plain(failed.message + (f"\n{failed.hint}" if failed.hint else ""))
+    ElementTree.SubElement(case, "error", attributes).text = text
+    return _document(suite, "", text)
 
 
 def markdown(result: Result) -> str:
@@ -70,6 +73,14 @@ def markdown(result: Result) -> str:
     lines += [f"({_cell(str(result.hardware['cpu']))}, {result.hardware['cores']} cores); seed {result.seed};"]
     lines += [f"{result.seconds:.0f} s. {_cell(result.noise)}", ""]
     lines += [f"Candidate {result.candidate.digest}, baseline {result.baseline.digest}."]
+    return _cut("\n".join(lines) + "\n", SUMMARY_BYTES)
+
+
+def markdown_unjudged(failed: Unjudged) -> str:
+    """The page of a gate that could not run."""
+    against = f" against {_code(failed.baseline)}" if failed.baseline else ""
+    lines = [f"## ❗ ERROR: {_code(failed.candidate)}{against} could not be judged", "", _cell(failed.message)]
+    lines += ["", f"→ {_cell(failed.hint)}"] if failed.hint else []
     return _cut("\n".join(lines) + "\n", SUMMARY_BYTES)
 
 
@@ -96,8 +107,13 @@ def annotation(result: Result) -> str:
     level = "error" if result.status == "FAIL" else "warning"
     told = [row for row in result.rows if row.status == result.status]
     text = "\n".join(row.sentence + (f" → {row.look}" if row.look else "") for row in told)
-    title = f"deploykit gate: {result.status} {result.candidate.name}"
-    return f"::{level} title={_escaped(title, property=True)}::{_escaped(text)}"
+    return _command(level, f"deploykit gate: {result.status} {result.candidate.name}", text)
+
+
+def annotation_unjudged(failed: Unjudged) -> str:
+    """The workflow command for a gate that could not run."""
+    text = failed.message + (f" → {failed.hint}" if failed.hint else "")
+    return _command("error", f"deploykit gate: ERROR {failed.candidate}", text)
 
 
 def write(text: str, path: Path, *, append: bool = False) -> None:
@@ -109,12 +125,44 @@ def write(text: str, path: Path, *, append: bool = False) -> None:
         file.write(text)
 
 
+def _command(level: str, title: str, text: str) -> str:
+    return f"::{level} title={_escaped(title, property=True)}::{_escaped(text)}"
+
+
+def _of(candidate: str) -> str:
+    return _plain(f"deploykit.gate.{Path(candidate).name}")
+
+
+def _suite(
+    candidate: str, counts: Mapping[str, int], seconds: float, properties: Mapping[str, str]
+) -> ElementTree.Element:
+    """A test suite without its cases."""
+    attributes = {
+        "name": _plain(f"deploykit gate {candidate}"),
+        **{name: str(count) for name, count in counts.items()},
+        "time": f"{seconds:.3f}",
+        "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "hostname": platform.node() or "localhost",
+    }
+    suite = ElementTree.Element("testsuite", attributes)
+    listed = ElementTree.SubElement(suite, "properties")
+    for name, value in properties.items():
+        ElementTree.SubElement(listed, "property", {"name": name, "value": _plain(value)})
+    return suite
+
+
+def _document(suite: ElementTree.Element, out: str, err: str) -> str:
+    """The suite with its two streams, which are plain text: no reader of JUnit renders Markdown."""
+    ElementTree.SubElement(suite, "system-out").text = out or None
+    ElementTree.SubElement(suite, "system-err").text = err or None
+    ElementTree.indent(suite)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+
+
 def _add_case(suite: ElementTree.Element, row: Row, result: Result) -> None:
-    of = _plain(f"deploykit.gate.{Path(result.candidate.name).name}")
     share = result.seconds / len(result.rows)
-    case = ElementTree.SubElement(
-        suite, "testcase", {"classname": of, "name": _plain(row.name), "time": f"{share:.3f}"}
-    )
+    attributes = {"classname": _of(result.candidate.name), "name": _plain(row.name), "time": f"{share:.3f}"}
+    case = ElementTree.SubElement(suite, "testcase", attributes)
     text = _plain(row.sentence + (f"\n{row.look}" if row.look else ""))
     if row.status == "FAIL":
         attributes = {"type": _plain(row.limit or row.name), "message": _plain(row.sentence)}

@@ -62,11 +62,29 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Unjudged:
+    """A gate that could not run: no verdict, but what is missing. ``error`` is the name of its class.
+
+    Names are as they were given; ``baseline`` is empty where there is none.
+    """
+
+    candidate: str
+    baseline: str
+    error: str
+    message: str
+    hint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data, schema ``deploykit.gate/1``, kind ``error``."""
+        return {"schema": SCHEMA, "kind": "error", "status": "ERROR", **_finite(asdict(self))}
+
+
+@dataclass(frozen=True)
 class AaResult:
     """The gate's own noise: a bundle against itself, ``runs`` times. Every FAIL is a false alarm.
 
     ``upper`` is the one-sided 95 % bound (Clopper-Pearson) of the rate of false alarms; ``half_width`` the median
-    over runs and metrics of the half-width of the interval.
+    over runs and metrics of the half-width of the interval. ``asked`` is how many runs there were to be; 0: as many.
     """
 
     subject: Identity
@@ -76,6 +94,12 @@ class AaResult:
     seed: int
     seconds: float
     noise: str
+    asked: int = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Was the time up before all runs were whole?"""
+        return self.runs < self.asked or any(c.cut for run in self.comparisons for c in run)
 
     @property
     def runs(self) -> int:
@@ -104,6 +128,8 @@ class AaResult:
             f"{self.count('FAIL')} false alarms in {self.runs} runs of {self.subject.name} against itself (below "
             f"{100 * self.upper:.0f} % with 95 % confidence), {self.count('INCONCLUSIVE')} inconclusive"
         )
+        if self.stopped:
+            said += f", and the time was up before {self.asked} were done"
         return f"{said}; half-width ±{100 * self.half_width:.1f} %, hw {self.hardware['id']}"
 
     def to_json(self) -> dict[str, Any]:

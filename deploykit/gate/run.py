@@ -18,6 +18,7 @@ from deploykit.data import Dataset
 from deploykit.errors import CheckError, InputError, RecipeError
 from deploykit.gate import accuracy, fixed, inputs, timing
 from deploykit.gate.limits import beyond_sameness, limits, spelled
+from deploykit.gate.pace import Pace, check_minutes
 from deploykit.gate.result import SCHEMA, AaResult, Identity, Result, Row, verdict
 from deploykit.gate.sides import (
     Facts,
@@ -43,7 +44,8 @@ class Choices:
     """How to judge. ``budget``: text, a profile, a file, or None for the default. ``data`` None: the self-test's inputs
     and deploykit's own. ``workload``: time ``single`` or ``batch`` alone. ``everything``: go on after a failure.
     ``digest`` pins the baseline. ``calibration`` is the JSON of an earlier `aa` on this machine. ``python`` and
-    ``baseline_python`` run the two sides.
+    ``baseline_python`` run the two sides. ``max_minutes``: no pair is timed that would end later, and what is not
+    decided by then is INCONCLUSIVE.
     """
 
     budget: str | os.PathLike[str] | Budget | None = None
@@ -56,6 +58,7 @@ class Choices:
     calibration: str | os.PathLike[str] | None = None
     python: str | os.PathLike[str] | None = None
     baseline_python: str | os.PathLike[str] | None = None
+    max_minutes: float | None = None
     timing: Timing = field(default_factory=Timing)
     rules: Rules = field(default_factory=Rules)
 
@@ -65,15 +68,18 @@ def gate(
     baseline: str | os.PathLike[str],
     choices: Choices | None = None,
     on_progress: Heard = lambda text: None,
+    on_estimate: Heard = lambda text: None,
 ) -> Result:
     """Judge ``candidate`` against ``baseline``, both ``NAME.bundle`` or ``NAME.bundle@variant``.
 
+    ``on_estimate`` hears once how long the clock will take, before it runs.
     `BundleError` when one is missing or refused, `InputError` when the two are not forms of one encoder, `MissingError`
     when an engine is not there or the machine is another, `StepCrashError` when a process dies or hangs.
     """
     choices = choices or Choices()
     inputs.check_workload(choices.workload)
-    began = time.monotonic()
+    check_minutes(choices.max_minutes)
+    pace = Pace(choices.rules, max_minutes=choices.max_minutes)
     budget = limits(choices.budget)
     ours = open_side("candidate", candidate, choices.python)
     theirs = check_comparable(ours, open_side("baseline", baseline, choices.baseline_python, choices.digest))
@@ -82,12 +88,15 @@ def gate(
     found = inputs.dataset(spec, None if spec else str(theirs.path))
     _check_data(found, ours)
     on_progress("loading and auditing both")
+    starting = time.monotonic()
     told = facts([ours, theirs], choices.threads, choices.timing.timeout_s)
+    pace.process_s = time.monotonic() - starting
     hardware = check_hardware([f.hardware for f in told.values()], known, f"'{choices.calibration}'")
     ours, theirs = (replace(side, variant=told[side.arm].variant) for side in (ours, theirs))
     same = _same(ours, theirs)
     judged = beyond_sameness(budget) if same else budget
-    run = _Run(choices, judged, {"candidate": ours, "baseline": theirs}, found, hardware, on_progress)
+    sides: dict[Arm, Side] = {"candidate": ours, "baseline": theirs}
+    run = _Run(choices, judged, sides, found, hardware, pace, on_progress, on_estimate)
     unchanged = same and not judged.limits and not fixed.lost(told["candidate"])
     rows, skipped = _unchanged(ours) if unchanged else run.rows(told)
     if same and not unchanged:
@@ -101,9 +110,9 @@ def gate(
         rows=tuple(rows),
         hardware=hardware,
         seed=choices.seed,
-        seconds=round(time.monotonic() - began, 1),
+        seconds=round(time.monotonic() - pace.began, 1),
         noise=run.noise,
-        notes=(note,) if note else (),
+        notes=tuple(text for text in (note, run.stopped) if text),
         skipped=tuple(skipped),
     )
 
@@ -114,23 +123,28 @@ def aa(
     choices: Choices | None = None,
     on_progress: Heard = lambda text: None,
     on_run: Callable[[tuple[Comparison, ...]], None] = lambda compared: None,
+    on_estimate: Heard = lambda text: None,
 ) -> AaResult:
     """Time ``subject`` against itself ``runs`` times, by the gate's own rules: every FAIL is a false alarm.
 
-    Every run has a seed of its own, counted up from ``choices.seed``; ``on_run`` hears what each found. `RecipeError`
-    for limits on time that no false alarm can be counted of: absolute ones, and gains.
+    Every run has a seed of its own, counted up from ``choices.seed``; ``on_run`` hears what each found. A run that
+    ``choices.max_minutes`` cuts short is left out, unless there is no other. `RecipeError` for limits on time that no
+    false alarm can be counted of: absolute ones, and gains.
     """
     choices = choices or Choices()
     inputs.check_workload(choices.workload)
+    check_minutes(choices.max_minutes)
     budget = limits(choices.budget).only(timing.TERMS)
     timing.check_counts_alarms(budget)
     if runs < 1:
         raise RecipeError(f"{runs} runs were asked for", hint="give 1 or more; 12 take about half an hour")
-    began = time.monotonic()
+    pace = Pace(choices.rules, max_minutes=choices.max_minutes, runs=runs)
     side = open_side("candidate", subject, choices.python)
     found = inputs.dataset(choices.data, None if choices.data else str(side.path))
     _check_data(found, side)
+    starting = time.monotonic()
     told = facts([side], choices.threads, choices.timing.timeout_s)["candidate"]
+    pace.process_s = time.monotonic() - starting
     side = replace(side, variant=told.variant)
     sides: dict[Arm, Side] = {"candidate": side, "baseline": replace(side, arm="baseline")}
     done: list[tuple[Comparison, ...]] = []
@@ -138,28 +152,50 @@ def aa(
     for index in range(runs):
         again = replace(choices, seed=choices.seed + index)
         text = f"run {index + 1} of {runs}: "
-        run = _Run(again, budget, sides, found, told.hardware, lambda said, text=text: on_progress(text + said))  # type: ignore[misc]
+        run = _Run(
+            again,
+            budget,
+            sides,
+            found,
+            told.hardware,
+            pace,
+            lambda said, text=text: on_progress(text + said),  # type: ignore[misc]
+            on_estimate if index == 0 else lambda text: None,
+            runs_left=runs - index - 1,
+        )
         compared, clock, _ = run.timed()
-        done.append(tuple(compared.values()))
         answers += clock.answers
+        if run.stopped and done:
+            break
+        done.append(tuple(compared.values()))
         on_run(done[-1])
+        if pace.over():
+            break
     noise = seen([answer["noise"] for answer in answers]).sentence
-    seconds = round(time.monotonic() - began, 1)
-    identity = _identity(side, told)
-    return AaResult(identity, str(budget), tuple(done), told.hardware, choices.seed, seconds, noise)
+    seconds = round(time.monotonic() - pace.began, 1)
+    return AaResult(
+        _identity(side, told), str(budget), tuple(done), told.hardware, choices.seed, seconds, noise, asked=runs
+    )
 
 
 @dataclass
 class _Run:
-    """One gate under way; ``noise`` is filled when the clock has run."""
+    """One gate under way; ``noise`` is filled when the clock has run, ``stopped`` when the time was up before.
+
+    ``runs_left`` are the gates that follow.
+    """
 
     choices: Choices
     budget: Budget
     sides: dict[Arm, Side]
     found: Dataset
     hardware: Mapping[str, Any]
+    pace: Pace
     on_progress: Heard
+    on_estimate: Heard
+    runs_left: int = 0
     noise: str = ""
+    stopped: str = ""
 
     @property
     def spelled(self) -> frozenset[str]:
@@ -227,15 +263,28 @@ class _Run:
         with tempfile.TemporaryDirectory() as folder:
             points = inputs.points(self.found, Path(folder), choices.workload)
             limited = timing.metrics(self.budget, self.spelled, points)
-            clock = timing.Clock(self.sides, points, choices.timing, choices.threads, list(limited))
-            compared = compare(clock, limited, choices.seed, choices.rules, self._heard)
+            clock = timing.Clock(self.sides, points, choices.timing, choices.threads, self.pace.seen_s.append)
+            if limited:
+                self._estimate(len(points))
+            compared = compare(clock, limited, choices.seed, choices.rules, self._heard, self.pace.over)
+        if any(found.cut for found in compared.values()):
+            minutes = self.pace.max_minutes
+            self.stopped = (
+                f"timing stopped: the {minutes:g} min of --max-minutes were up; what was not decided is INCONCLUSIVE"
+            )
         if clock.answers:
             check_hardware([answer["hardware"] for answer in clock.answers], str(self.hardware["id"]), "the audit")
             self.noise = seen([answer["noise"] for answer in clock.answers]).sentence
         return compared, clock, points
 
+    def _estimate(self, points: int) -> None:
+        """Tell how long it will take, from what loading took and what each workload is timed for."""
+        if not self.pace.seen_s:
+            self.pace.process_s += points * (self.choices.timing.seconds + self.choices.timing.warm_seconds)
+        self.on_estimate(self.pace.estimate)
+
     def _heard(self, stage: str, done: int, total: int) -> None:
-        self.on_progress(f"timing, {stage}: pair {done + 1} of {total}")
+        self.on_progress(self.pace.place(stage, done, total, self.runs_left))
 
 
 def _calibration(path: str | os.PathLike[str] | None) -> tuple[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deploykit.budget import Budget, Limit, figure_text
 from deploykit.errors import CheckError, RecipeError
-from deploykit.gate.fixed import bytes_row
+from deploykit.gate.fixed import LEAST_BYTES
 from deploykit.gate.result import Row, RowStatus
 from deploykit.gate.sides import Side, unusable
 from deploykit.measure import process
@@ -17,6 +18,8 @@ from deploykit.measure.paired import Arm, Comparison
 from deploykit.measure.stats import interval_rank, median
 
 TERMS = ("p50", "p99", "throughput")
+#: The metric of a process's peak memory. It is of all workloads together.
+MEMORY = "memory"
 #: So many calls a 99th percentile takes to have an interval: 1 - 0.99^n - 0.01 n 0.99^(n-1) is then 99 %.
 P99_CALLS = 662
 
@@ -37,9 +40,10 @@ class Timing:
 
 
 class Clock:
-    """A source of values for `deploykit.measure.paired.compare`: a metric is ``workload term``, as ``single p50``.
+    """A source of values for `deploykit.measure.paired.compare`: a metric is ``workload term``, as ``single p50``, or
+    `MEMORY`.
 
-    ``answers`` keeps what every process said of itself: memory, noise, hardware.
+    ``answers`` keeps what every process said of itself: memory, noise, hardware. ``on_process`` hears its seconds.
     """
 
     def __init__(
@@ -48,19 +52,19 @@ class Clock:
         points: Sequence[Mapping[str, Any]],
         timing: Timing,
         threads: int | None,
-        metrics: Sequence[str],
+        on_process: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.sides, self._points, self._timing, self._threads = sides, points, timing, threads
-        self._all = list(metrics)
+        self._on_process = on_process
         self.answers: list[Mapping[str, Any]] = []
-        self.memory: dict[Arm, list[float]] = {"baseline": [], "candidate": []}
 
     def __call__(self, arm: Arm, metrics: Sequence[str]) -> dict[str, float]:
         """One fresh process of ``arm``. `CheckError` for a candidate without finite vectors, `BundleError` for such a
         baseline.
         """
         side, timing = self.sides[arm], self._timing
-        wanted = {metric.partition(" ")[0] for metric in metrics}
+        # With fewer workloads a process needs less memory: that is only told where all of them run.
+        wanted = {p["name"] for p in self._points if MEMORY in metrics or any(_is_of(m, p["name"]) for m in metrics)}
         tail = any(metric.endswith("p99") for metric in metrics)
         bounds = {key: getattr(timing, key) for key in ("seconds", "calls", "warm_seconds", "warm_calls")}
         calls = max(timing.calls, P99_CALLS) if tail else timing.calls
@@ -73,17 +77,18 @@ class Clock:
             extra_work=timing.extra_work if arm == "candidate" else 0.0,
             **{**bounds, "calls": calls},
         )
+        began = time.monotonic()
         try:
             answer = process.measure(job, side.label, python=side.python, timeout_s=patience)
         except CheckError as error:
             if arm == "baseline":
                 raise unusable(error) from error
             raise
+        self._on_process(time.monotonic() - began)
         times = {point["name"]: sorted(point.pop("times_ms")) for point in answer["points"]}
         self.answers.append(answer)
-        if set(metrics) == set(self._all):  # with fewer workloads a process needs less memory
-            self.memory[arm].append(float(answer["peak_rss_bytes"]))
-        return {metric: _value(times[metric.partition(" ")[0]], metric) for metric in metrics}
+        values = {m: _value(times[m.partition(" ")[0]], m) for m in metrics if m != MEMORY}
+        return values | ({MEMORY: float(answer["peak_rss_bytes"])} if MEMORY in metrics else {})
 
 
 def check_counts_alarms(budget: Budget) -> None:
@@ -99,8 +104,8 @@ def check_counts_alarms(budget: Budget) -> None:
 
 
 def metrics(budget: Budget, spelled: frozenset[str], points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Every metric that the budget's limits on time need, with the change that is allowed; infinite where only its
-    value is limited.
+    """Every metric that the budget's limits on time and memory need, with the change that is allowed; infinite where
+    only its value is limited.
 
     Times are limited for every workload, throughput for the largest batch alone. There it stands for a p50 that is not
     among the ``spelled`` terms: the default goes on for single calls.
@@ -110,8 +115,8 @@ def metrics(budget: Budget, spelled: frozenset[str], points: Sequence[Mapping[st
         for name in _names(limit, spelled, points):
             allowed = _allowed(limit) if limit.relative else math.inf
             found[name] = min(found.get(name, math.inf), allowed)
-    if not found and budget.only(["memory"]).limits:
-        found = {f"{point['name']} p50": math.inf for point in points}
+    for limit in budget.only([MEMORY]).limits:
+        found[MEMORY] = min(found.get(MEMORY, math.inf), limit.value if limit.relative else math.inf)
     return found
 
 
@@ -134,11 +139,11 @@ def rows(
             else:
                 items = _items(clock, name)
                 found.append(_absolute_row(name, limit, compared[name], items, alpha / len(compared), candidate))
-    for limit in budget.only(["memory"]).limits:
-        ours, theirs = (median(clock.memory[arm]).value for arm in ("candidate", "baseline"))
-        sure = f"peak of a process, medians of {len(clock.memory['candidate'])}"
-        look = "look at weights that are held twice, workspaces, and what the process imports"
-        found.append(bytes_row("memory", candidate.label, limit, (ours, theirs), sure, look))
+    for limit in budget.only([MEMORY]).limits:
+        if limit.relative:
+            found.append(_memory_row(limit, compared[MEMORY], candidate))
+        else:
+            found.append(_absolute_row(MEMORY, limit, compared[MEMORY], 1, alpha / len(compared), candidate))
     return found
 
 
@@ -163,6 +168,10 @@ def _value(times: Sequence[float], metric: str) -> float:
     return median(times).value
 
 
+def _is_of(metric: str, workload: str) -> bool:
+    return metric.partition(" ")[0] == workload
+
+
 def _items(clock: Clock, metric: str) -> int:
     name = metric.partition(" ")[0]
     return next(int(p["items"]) for a in clock.answers for p in a["points"] if p["name"] == name)
@@ -180,6 +189,7 @@ def _relative_row(name: str, limit: Limit, found: Comparison, sides: tuple[Side,
     else:
         said += f": {_reason(found)}."
         look = "run it on a quieter machine; `deploykit gate --aa` shows what this one can tell"
+        look = "give it more time: --max-minutes" if found.cut else look
     if found.status == "FAIL":
         look = "the audit's row lists operations that moved; compare engine versions and settings of both bundles"
     figures = {
@@ -190,14 +200,43 @@ def _relative_row(name: str, limit: Limit, found: Comparison, sides: tuple[Side,
     return Row(name, found.status, limit.text, said, look, figures)
 
 
-def _reason(found: Comparison) -> str:
+def _memory_row(limit: Limit, found: Comparison, candidate: Side) -> Row:
+    """Peak memory, judged as a time is: it differs from process to process too. Growth counts above `LEAST_BYTES`."""
+    ours, theirs = found.of("candidate").value, found.of("baseline").value
+    small = limit.value >= 0 and ours - theirs <= LEAST_BYTES
+    status: RowStatus = "PASS" if small and not found.cut else found.status
+    against = f"{figure_text(MEMORY, ours)} against {figure_text(MEMORY, theirs)}"
+    interval = f"{_percent(found.change)} [{_percent(found.low)}, {_percent(found.high)}]"
+    said = f"{candidate.label}: memory {against}, {interval} over {found.pairs} pairs of processes (peak of each)"
+    look = ""
+    if status == "PASS":
+        word = "outside {}, but under 1 MiB" if small and found.status != "PASS" else "inside {}"
+        said += f", {word.format(limit.text)}."
+    else:
+        said += f": {_reason(found, 'larger')}."
+        look = "close what else runs here, or fix the threads: `--threads 1` makes memory steadier"
+    if status == "FAIL":
+        look = "look at weights that are held twice, workspaces, and what the process imports"
+    figures = {
+        **{key: getattr(found, key) for key in ("change", "low", "high", "bound", "half_width", "stage", "pairs")},
+        "candidate_mib": [value / 2**20 for value in found.candidate],
+        "baseline_mib": [value / 2**20 for value in found.baseline],
+    }
+    return Row(MEMORY, status, limit.text, said, look, figures)
+
+
+def _reason(found: Comparison, worse: str = "slower") -> str:
     """Why it does not pass. A limit of 0 or below asks for a gain, and what misses that need not be slower."""
+    if found.cut:
+        return f"the time was up after {found.pairs} pairs, and nothing is decided"
     gain = found.limit <= 0
     wanted = f"{_percent(found.limit)} is {'demanded' if gain else 'allowed'}"
     bound = f"at least {_percent(found.bound)}, one-sided"
     if found.status == "FAIL":
         return (
-            f"too small a gain for sure ({bound}), and {wanted}" if gain else f"slower for sure ({bound}), and {wanted}"
+            f"too small a gain for sure ({bound}), and {wanted}"
+            if gain
+            else f"{worse} for sure ({bound}), and {wanted}"
         )
     width = f"half-width {100 * found.half_width:.1f} %"
     if not gain and found.change > found.limit:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deploykit.measure.stats import Median, interval_rank, median
@@ -25,6 +25,8 @@ Status = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Source = Callable[[Arm, Sequence[str]], Mapping[str, float]]
 #: Hears the stage, how many pairs of it are done, and how many it has.
 Progress = Callable[[str, int, int], None]
+#: Says whether the time is up; asked before every pair.
+Over = Callable[[], bool]
 
 ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
 
@@ -52,7 +54,8 @@ class Comparison:
     lower bound that a FAIL needs above 0, ``ceiling`` the upper one; ``half_width`` is of the interval of ln(B/A). All
     infinite with too few pairs.
 
-    ``baseline`` and ``candidate`` are the values of the processes that decided, in the order of the pairs.
+    ``baseline`` and ``candidate`` are the values of the processes that decided, in the order of the pairs. ``cut`` says
+    that the time was up before there was a decision.
     """
 
     metric: str
@@ -67,6 +70,7 @@ class Comparison:
     stage: Literal["screen", "confirm"]
     baseline: tuple[float, ...]
     candidate: tuple[float, ...]
+    cut: bool = False
 
     @property
     def pairs(self) -> int:
@@ -84,20 +88,27 @@ def compare(
     seed: int = 0,
     rules: Rules | None = None,
     on_progress: Progress = lambda stage, done, total: None,
+    over: Over = lambda: False,
 ) -> dict[str, Comparison]:
     """Judge every metric of ``limits``, which maps it to the change that is still allowed.
 
     A limit above 0 asks "is it slower?": the rules above. A limit of 0 or below asks for a gain (-0.1: at least 10 %
     faster), and passes or fails only when the whole interval is on one side. The same ``seed`` gives the same order of
     arms.
+
+    When ``over`` says so, no pair is begun but the first. A stage that was cut short decides nothing: what no whole one
+    has decided is INCONCLUSIVE.
     """
     rules = rules or Rules()
     if not limits:
         return {}
     coin = random.Random(seed)
     alpha = rules.alpha / len(limits)
-    pairs = _run(source, list(limits), rules.screen, coin, "screen", (0, rules.screen), on_progress)
+    run = _Run(source, coin, on_progress, over)
+    pairs = run(list(limits), rules.screen, "screen", (0, rules.screen))
     screened = {name: _judged(name, limits[name], pairs[name], "screen", alpha, rules) for name in limits}
+    if _short(pairs, rules.screen):
+        return {name: replace(found, status="INCONCLUSIVE", cut=True) for name, found in screened.items()}
     decided = {name: found for name, found in screened.items() if found.status == "PASS"}
     waiting = [name for name in limits if name not in decided]
     values: dict[str, list[tuple[float, float]]] = {name: [] for name in waiting}
@@ -105,7 +116,11 @@ def compare(
     for total in rules.confirm:
         if not waiting:
             break
-        new = _run(source, waiting, total - done, coin, "confirm", (done, total), on_progress)
+        new = run(waiting, total - done, "confirm", (done, total))
+        if _short(new, total - done):
+            if not done:
+                decided |= {name: _cut(screened[name], new[name], alpha, rules) for name in waiting}
+            break
         done = total
         for name in waiting:
             values[name] += new[name]
@@ -199,24 +214,43 @@ def _unsettled(found: Comparison) -> bool:
     return found.status == "INCONCLUSIVE" or wide
 
 
-def _run(
-    source: Source,
-    metrics: Sequence[str],
-    count: int,
-    coin: random.Random,
-    stage: str,
-    place: tuple[int, int],
-    on_progress: Progress,
-) -> dict[str, list[tuple[float, float]]]:
-    """``count`` pairs of (baseline, candidate) for every metric; ``place`` is (pairs done before, pairs in all)."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in metrics}
-    for index in range(count):
-        on_progress(stage, place[0] + index, place[1])
-        order = ARMS if coin.random() < 0.5 else ARMS[::-1]
-        values = {arm: source(arm, metrics) for arm in order}
-        for name in metrics:
-            found[name].append((values["baseline"][name], values["candidate"][name]))
-    return found
+def _short(pairs: Mapping[str, Sequence[tuple[float, float]]], count: int) -> bool:
+    return any(len(found) < count for found in pairs.values())
+
+
+def _cut(screened: Comparison, pairs: Sequence[tuple[float, float]], alpha: float, rules: Rules) -> Comparison:
+    """What is known of a metric whose confirmation was cut short: its pairs, or the screen's, and no decision."""
+    if not pairs:
+        return replace(screened, status="INCONCLUSIVE", cut=True)
+    found = _judged(screened.metric, screened.limit, pairs, "confirm", alpha, rules)
+    return replace(found, status="INCONCLUSIVE", cut=True)
+
+
+@dataclass
+class _Run:
+    """Takes pairs from ``source`` until they are enough, or the time is up."""
+
+    source: Source
+    coin: random.Random
+    on_progress: Progress
+    over: Over
+    begun: bool = False
+
+    def __call__(
+        self, metrics: Sequence[str], count: int, stage: str, place: tuple[int, int]
+    ) -> dict[str, list[tuple[float, float]]]:
+        """Up to ``count`` pairs of (baseline, candidate) for every metric; ``place`` is (pairs done before, in all)."""
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in metrics}
+        for index in range(count):
+            if self.begun and self.over():
+                break
+            self.begun = True
+            self.on_progress(stage, place[0] + index, place[1])
+            order = ARMS if self.coin.random() < 0.5 else ARMS[::-1]
+            values = {arm: self.source(arm, metrics) for arm in order}
+            for name in metrics:
+                found[name].append((values["baseline"][name], values["candidate"][name]))
+        return found
 
 
 def _change(log: float) -> float:

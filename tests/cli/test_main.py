@@ -159,6 +159,18 @@ def test_progress_on_a_terminal_is_taken_away_at_the_end(monkeypatch):
     assert stream.getvalue().endswith("\r\x1b[K")
 
 
+def test_long_work_may_leave_a_line_of_where_it_is_now_and_then():
+    stream = io.StringIO()
+    with console.Progress(stream, every_s=0.05) as progress:
+        progress.begin("opening")
+        progress.note("it takes 2 to 9 minutes")
+        progress.update("pair 3 of 10")
+        time.sleep(0.3)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "it takes 2 to 9 minutes"
+    assert lines[-1].endswith("min: pair 3 of 10")
+
+
 def test_short_work_shows_no_progress():
     stream = Terminal()
     with console.Progress(stream) as progress:

@@ -33,7 +33,8 @@ def data(tmp_path_factory):
 def clock(monkeypatch):
     """Replaces the measuring processes: times in ms per arm, moved a little from process to process.
 
-    ``clock.set(baseline, candidate, …)``; ``clock.asked`` are the jobs.
+    ``clock.set(baseline, candidate, …)``; ``clock.asked`` are the jobs; ``clock.rss(arm, pair)``, if set, gives
+    the MiB.
     """
 
     class Fake:
@@ -43,17 +44,20 @@ def clock(monkeypatch):
 
         def set(self, baseline, candidate, spread=0.002, rss=(100, 100), hardware=None):
             self.arms = {"baseline": (baseline, rss[0]), "candidate": (candidate, rss[1])}
+            self.rss, self._began = None, len(self.asked)
             self.spread, self.hardware = spread, hardware or fingerprint.machine()["id"]
 
         def __call__(self, job, arm, *, python=None, timeout_s=0):
             self.asked.append((arm, job, python))
             count = len(self.asked)
             (single, batch), mib = self.arms[arm.split()[1]]
+            if self.rss:
+                mib = self.rss(arm.split()[1], (count - self._began - 1) // 2)
             move = 1 + self.spread * ((count * 7919) % 11 - 5)
             times = {"single": single * move, "batch": batch * move}
             wanted = {p["name"]: [times[p["name"]]] * job["calls"] for p in job["points"]}
             items = [1 if name == "single" else 8 for name in wanted]
-            return made.answer(wanted, rss=mib * 2**20, hardware=self.hardware, items=items)
+            return made.answer(wanted, rss=round(mib * 2**20), hardware=self.hardware, items=items)
 
     fake = Fake()
     monkeypatch.setattr(process, "measure", fake)

@@ -371,7 +371,7 @@ def test_real_processes_from_end_to_end(bundles):
     result = gate(bundles("careful", noise=0.02), bundles(), choices, heard.append)
     assert result.status == "PASS"
     assert row(result, "single p50").figures["pairs"] == 2
-    assert "timing, screen: pair 2 of 2" in heard
+    assert any(text.startswith("timing, screen: pair 2 of 2, at most ") for text in heard)
     assert "processes; load" in result.noise
 
 
@@ -419,5 +419,5 @@ def test_options_that_nobody_reads_do_not_exist():
             "python",
             "baseline_python",
         ),
-        *("timing", "rules"),
+        *("max_minutes", "timing", "rules"),
     }

@@ -9,6 +9,7 @@ import pytest
 from deploykit.gate import AaResult, Identity, Result, Row, outputs, text
 from deploykit.measure.noise import MODELS, Simulated
 from deploykit.measure.paired import compare
+from deploykit.report import gate_html
 from tests.gate import xsd
 
 SCHEMA = (Path(__file__).parent / "junit.xsd").read_text()
@@ -62,6 +63,27 @@ def test_junit_is_valid_and_what_is_undecided_is_skipped(status):
 def test_junit_survives_characters_that_xml_cannot_hold():
     rows = (Row("drift", "FAIL", "x", "worst input 'a\x00\x1b[31m\ufffe'", "look\x07"),)
     assert xsd.faults(outputs.junit(result(rows=rows)), SCHEMA) == []
+
+
+def test_junit_is_plain_text_escaped_once():
+    suite = ElementTree.fromstring(outputs.junit(result()).encode())
+    shown = suite.find("system-out").text
+    assert "the drift is 0.03 & outside | <b>sure</b>." in " ".join(shown.split())
+    assert not re.search(r"&amp;|&lt;|\\[|_]|^## |^\|", shown, re.MULTILINE)
+
+
+def test_the_html_page_says_all_and_lets_nothing_run():
+    times = {"low": -0.01, "change": 0.05, "high": float("inf"), "half_width": 0.02, "pairs": 2}
+    figures = {**times, "candidate_ms": [1.0, 2.0], "baseline_ms": [1.5, 2.5]}
+    side = replace(SIDE, name="<script>alert(1)</script>\u202e")
+    made = result(rows=(*ROWS, Row("batch p50", "FAIL", "p50<=+3%", "slower", "look", figures)), candidate=side)
+    page = gate_html.render(replace(made, notes=("0 of 12 false alarms",), skipped=("memory was skipped",)))
+    assert "<script" not in page
+    assert "\u202e" not in page
+    for said in ("FAIL", "look at\nthe pooling", "0 of 12 false alarms", "memory was skipped", "cafe0001", "+5.0 %"):
+        assert said in page
+    assert "[-1.0 %, +∞], 2 pairs" in page
+    assert '<td data-label="baseline, ms">1.5</td>' in page
 
 
 def test_the_page_has_a_row_each_and_nothing_escapes_its_cell():

@@ -40,7 +40,9 @@ def project(bundles, tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
     made.lines(tmp_path / "texts.txt")
 
-    def run(candidate, slower=1.0, spread=0.002, tests="test_encoder.py"):
+    def run(candidate, slower=1.0, spread=0.002, tests="test_encoder.py", more=None):
+        for name, source in (more or {}).items():
+            (tmp_path / name).write_text(source)
         for name, source in (("production", bundles()), ("build", candidate)):
             shutil.copytree(source, tmp_path / name / "encoder.bundle", dirs_exist_ok=True)
         (tmp_path / "conftest.py").write_text(CONFTEST.format(slower=slower, spread=spread))
@@ -92,6 +94,16 @@ def test_drift_fails_before_any_clock_runs(bundles, project):
     assert code == 1, out
     assert "outside drift<=0.01" in out
     assert "single p50" not in out
+
+
+def test_what_cannot_be_judged_is_one_sentence_without_our_frames(bundles, project):
+    text = 'def test_a(deploykit_gate):\n    deploykit_gate("gone.bundle", "production/encoder.bundle")\n'
+    code, out = project(bundles(), tests="test_gone.py", more={"test_gone.py": text})
+    assert code == 1, out
+    assert "gone.bundle' is missing" in out
+    assert "build it first" in out
+    assert "sides.py" not in out
+    assert "pytest_plugin.py" not in out
 
 
 def test_a_marker_without_limits_says_how_to_write_it(bundles, project, tmp_path):

@@ -197,3 +197,36 @@ def test_progress_tells_the_stage_and_the_pair():
     assert heard[0] == ("screen", 0, 10)
     assert heard[10] == ("confirm", 0, 30)
     assert heard[-1] == ("confirm", 29, 30)
+
+
+def ends_after(pairs):
+    """Says that the time is up before pair number ``pairs``."""
+    asked = itertools.count(1)  # it is not asked before the first
+    return lambda: next(asked) >= pairs
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 9])
+def test_a_screen_that_was_cut_short_decides_nothing(pairs):
+    source, calls = recorded(steady(0.0))
+    found = paired.compare(source, {"a": 0.03, "b": math.inf}, over=ends_after(pairs))
+    assert {(c.status, c.cut, c.pairs) for c in found.values()} == {("INCONCLUSIVE", True, pairs)}
+    assert len(calls) == 2 * pairs
+
+
+@pytest.mark.parametrize(("pairs", "stage", "kept"), [(10, "screen", 10), (11, "confirm", 1), (39, "confirm", 29)])
+def test_a_confirmation_that_was_cut_short_is_no_regression_yet(pairs, stage, kept):
+    found = paired.compare(steady(0.5), {"a": 0.03}, over=ends_after(pairs))["a"]
+    assert (found.status, found.cut, found.stage, found.pairs) == ("INCONCLUSIVE", True, stage, kept)
+
+
+def test_what_a_whole_stage_decided_stands_when_the_time_is_up():
+    def source(arm, metrics):
+        return {name: 10.0 * (1.1 if (arm, name) == ("candidate", "slow") else 1) for name in metrics}
+
+    found = paired.compare(source, {"slow": 0.03, "same": 0.03}, over=ends_after(15))
+    assert {name: (c.status, c.cut) for name, c in found.items()} == {
+        "slow": ("INCONCLUSIVE", True),
+        "same": ("PASS", False),
+    }
+    wide = paired.compare(steady(0.2, spread=0.2), {"a": 0.03}, over=ends_after(45))["a"]
+    assert (wide.status, wide.pairs, wide.cut) == ("FAIL", 30, False)
