@@ -89,6 +89,11 @@ _MAX_MINUTES = typer.Option(
     "Default: as long as it takes, which is told at the start.",
     show_default=False,
 )
+_RETRAINED = typer.Option(
+    "--retrained",
+    help="The candidate was trained again, so that its vectors are others: judge the task of each side with a probe "
+    "fitted to it, or its own cosines, and no drift. Takes --data with labels or scored pairs.",
+)
 _ALL = typer.Option("--all", help="Look at everything, also when something has failed already.")
 _SEED = typer.Option(metavar="N", min=0, help="Decides which side of each pair runs first.")
 _THREADS = typer.Option(metavar="N", min=1, help="Threads to compute with. Default: every core it may use.")
@@ -115,6 +120,7 @@ def gate(
     aa: Annotated[int | None, _AA] = None,
     calibration: Annotated[Path | None, _CALIBRATION] = None,
     max_minutes: Annotated[float | None, _MAX_MINUTES] = None,
+    retrained: Annotated[bool, _RETRAINED] = False,
     everything: Annotated[bool, _ALL] = False,
     seed: Annotated[int, _SEED] = 0,
     threads: Annotated[int | None, _THREADS] = None,
@@ -149,6 +155,7 @@ def gate(
         python,
         baseline_python,
         max_minutes,
+        retrained,
     )
     if aa is not None:
         _refuse_with_aa(
@@ -158,6 +165,7 @@ def gate(
                 "--baseline-digest": baseline_digest,
                 "--baseline-python": baseline_python,
                 "--calibration": calibration,
+                "--retrained": retrained or None,
                 "--all": everything or None,
                 "--annotations": annotations or None,
             }

@@ -68,9 +68,10 @@ class Drift:
     def task(self) -> Figure | None:
         """The figure that the budget's ``task`` means: the scored pairs' Spearman, else the frozen probe's accuracy.
 
-        The frozen probe asks what a deployed classifier would: it is not fitted again when the encoder changes.
+        The frozen probe asks what a deployed classifier would: it is not fitted again when the encoder changes. Without
+        it (`compare_tasks`) the probes are fitted on each side.
         """
-        return self.figure("spearman") or self.figure("probe_frozen")
+        return self.figure("spearman") or self.figure("probe_frozen") or self.figure("probe_refitted")
 
     @property
     def terms(self) -> Mapping[str, float]:
@@ -142,6 +143,25 @@ def compare(
     worst = tuple(WorstInput(int(i), float(cosine[i]), _shown(inputs[i]) if inputs else "") for i in order)
     buckets, odd = _by_size(sizes, cosine) if sizes else ((), None)
     return Drift(n, reference.shape[1], tuple(figures), worst, buckets, odd, tuple(notes))
+
+
+def compare_tasks(
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    *,
+    labels: Sequence[Any] | None = None,
+    pairs: Sequence[Pair] | None = None,
+) -> Drift:
+    """The labelled task alone, each space by itself: vectors [n, d] and [n, e] of two encoders of the same inputs."""
+    n, notes = len(reference), list[str]()
+    classes = None if labels is None else _usable(tasks.classes_of(labels, n), notes)
+    if classes is not None and n < FEWEST:
+        notes.append(f"{n} inputs are too few to fit probes on: give {FEWEST} or more")
+        classes = None
+    figures = [] if classes is None else [tasks.refitted_figure(reference, candidate, classes)]
+    if pairs is not None:
+        figures.append(tasks.pair_figure(reference, candidate, pairs))
+    return Drift(n, reference.shape[1], tuple(figures), (), notes=tuple(notes))
 
 
 def _zeros(reference: np.ndarray, candidate: np.ndarray) -> list[str]:

@@ -25,6 +25,7 @@ _FAR = 100
 _TASKS = {
     "spearman": "Spearman x 100 of the scored pairs",
     "probe_frozen": "accuracy of the linear probe fitted on the reference",
+    "probe_refitted": "accuracy of linear probes fitted on each side",
 }
 
 

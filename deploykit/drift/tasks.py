@@ -48,6 +48,12 @@ def label_figures(reference: np.ndarray, candidate: np.ndarray, classes: np.ndar
     ]
 
 
+def refitted_figure(reference: np.ndarray, candidate: np.ndarray, classes: np.ndarray) -> Figure:
+    """probe_refitted alone: a probe fitted on each, so that the two may be of different encoders and dimensions."""
+    before, after = (_right(vectors, classes) for vectors in (reference, candidate))
+    return of_accuracies("probe_refitted", before, after)
+
+
 def pair_figure(reference: np.ndarray, candidate: np.ndarray, pairs: Sequence[Pair]) -> Figure:
     """spearman: rank correlation of each space's cosines with the scores, times 100; bootstrapped over the pairs."""
     first = np.array([pair[0] for pair in pairs])
@@ -130,6 +136,16 @@ def _probes(
         for result, ((weights, offset), vectors) in zip(results, tests, strict=True):
             result[test] = (vectors[test] @ weights + offset).argmax(axis=1) == classes[test]
     return results[0], results[1], results[2]
+
+
+def _right(vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Right or wrong [n] under the vectors' own probes, each half tested with that of the other."""
+    half, found = _halves(classes), np.zeros(len(classes), bool)
+    for tested in (0, 1):
+        train, test = half != tested, half == tested
+        weights, offset = _fit(vectors[train], classes[train], int(classes.max()) + 1)
+        found[test] = (vectors[test] @ weights + offset).argmax(axis=1) == classes[test]
+    return found
 
 
 def _halves(classes: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from deploykit.drift.intervals import lower_rank, of_mean
 from deploykit.drift.judging import TERMS
 from deploykit.errors import CheckError
 from deploykit.gate.result import Row
-from deploykit.gate.sides import Side, unusable
+from deploykit.gate.sides import Side, unusable, weights
 
 # Lengths of normalized vectors are 1 up to the rounding of fp16 and bf16; those of others move with int8 by 1 or 2 %.
 _UNIT, _FREE = 0.005, 0.05
@@ -47,14 +47,14 @@ def accuracy_rows(
         drift = compare(theirs, ours, inputs=found.inputs, labels=found.labels, pairs=found.pairs)
     except CheckError as error:
         return [failed(candidate, error)]
-    rows = [_norm_row(ours, theirs, candidate, baseline)]
+    rows = [norm_row(ours, theirs, candidate, baseline)]
     limits, left_out = _judged_limits(budget.absolute, spelled, len(found))
     same = np.array_equal(ours, theirs)
     if same:
         said = f"{candidate.label}: all {len(found):,} vectors are bit for bit the same."
         rows.append(Row("vectors", "PASS", "", said))
     elif limits.limits:
-        rows += _drift_rows(drift, verdict(drift, limits), sides)
+        rows += drift_rows(verdict(drift, limits), drift, candidate, _look(drift, candidate, baseline))
         if "task" in spelled and drift.task is None:
             rows += [_no_task(limit.text, found, drift, candidate) for limit in limits.only(["task"]).limits]
     if left_out and not same:
@@ -121,19 +121,19 @@ def _fewest() -> int:
     return next(n for n in range(100, 10_000) if lower_rank(n, 0.01, 0.01) >= 1)
 
 
-def _drift_rows(drift: Drift, judged: Verdict, sides: tuple[Side, Side]) -> list[Row]:
-    candidate, baseline = sides
+def drift_rows(judged: Verdict, drift: Drift, candidate: Side, look: str) -> list[Row]:
+    """A row for each term that was measured; ``look`` says where to look if it does not pass."""
     rows = []
     for term in judged.terms:
         if term.status == "NOT MEASURED":
             continue
         figures = {"measured": term.measured, "bound99": term.bound, "n": drift.n}
-        look = "" if term.status == "PASS" else _look(drift, candidate, baseline)
-        rows.append(Row(term.term, term.status, term.limit, f"{candidate.label}: {term.sentence}", look, figures))
+        found = "" if term.status == "PASS" else look
+        rows.append(Row(term.term, term.status, term.limit, f"{candidate.label}: {term.sentence}", found, figures))
     return rows
 
 
-def _norm_row(ours: np.ndarray, theirs: np.ndarray, candidate: Side, baseline: Side) -> Row:
+def norm_row(ours: np.ndarray, theirs: np.ndarray, candidate: Side, baseline: Side) -> Row:
     """The lengths of vectors, which a cosine does not see: an index by inner product does."""
     after, before = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (ours, theirs))
     some = before > 0
@@ -171,6 +171,8 @@ def _look(drift: Drift, candidate: Side, baseline: Side) -> str:
         parts.append(
             "a drift this large is mostly another pooling, tokenizer or prompt, or ranges calibrated on padding"
         )
+    if weights(candidate) != weights(baseline):
+        parts.append("the fp32 models differ: --retrained judges one that was trained again by its task")
     if drift.worst:
         worst = drift.worst[0]
         parts.append(f"worst input {worst.index} (cosine {worst.cosine:.4f}): {worst.input!r}")

@@ -16,7 +16,7 @@ from typing import Any
 from deploykit.budget import Budget
 from deploykit.data import Dataset
 from deploykit.errors import CheckError, InputError, RecipeError
-from deploykit.gate import accuracy, fixed, inputs, timing
+from deploykit.gate import accuracy, fixed, inputs, retrained, timing
 from deploykit.gate.limits import beyond_sameness, limits, spelled
 from deploykit.gate.pace import Pace, check_minutes
 from deploykit.gate.result import SCHEMA, AaResult, Identity, Result, Row, verdict
@@ -45,7 +45,8 @@ class Choices:
     and deploykit's own. ``workload``: time ``single`` or ``batch`` alone. ``everything``: go on after a failure.
     ``digest`` pins the baseline. ``calibration`` is the JSON of an earlier `aa` on this machine. ``python`` and
     ``baseline_python`` run the two sides. ``max_minutes``: no pair is timed that would end later, and what is not
-    decided by then is INCONCLUSIVE.
+    decided by then is INCONCLUSIVE. ``retrained``: the candidate's weights are others on purpose, see
+    `deploykit.gate.retrained`.
     """
 
     budget: str | os.PathLike[str] | Budget | None = None
@@ -59,6 +60,7 @@ class Choices:
     python: str | os.PathLike[str] | None = None
     baseline_python: str | os.PathLike[str] | None = None
     max_minutes: float | None = None
+    retrained: bool = False
     timing: Timing = field(default_factory=Timing)
     rules: Rules = field(default_factory=Rules)
 
@@ -82,17 +84,22 @@ def gate(
     pace = Pace(choices.rules, max_minutes=choices.max_minutes)
     budget = limits(choices.budget)
     ours = open_side("candidate", candidate, choices.python)
-    theirs = check_comparable(ours, open_side("baseline", baseline, choices.baseline_python, choices.digest))
+    theirs = check_comparable(
+        ours, open_side("baseline", baseline, choices.baseline_python, choices.digest), choices.retrained
+    )
     known, note = _calibration(choices.calibration)
     spec = choices.data
     found = inputs.dataset(spec, None if spec else str(theirs.path))
     _check_data(found, ours)
+    if choices.retrained:
+        retrained.check(ours, theirs, found, spelled(choices.budget))
     on_progress("loading and auditing both")
     starting = time.monotonic()
     told = facts([ours, theirs], choices.threads, choices.timing.timeout_s)
     pace.process_s = time.monotonic() - starting
     hardware = check_hardware([f.hardware for f in told.values()], known, f"'{choices.calibration}'")
     ours, theirs = (replace(side, variant=told[side.arm].variant) for side in (ours, theirs))
+    other = retrained.note(ours, theirs) if choices.retrained else ""
     same = _same(ours, theirs)
     judged = beyond_sameness(budget) if same else budget
     sides: dict[Arm, Side] = {"candidate": ours, "baseline": theirs}
@@ -112,7 +119,7 @@ def gate(
         seed=choices.seed,
         seconds=round(time.monotonic() - pace.began, 1),
         noise=run.noise,
-        notes=tuple(text for text in (note, run.stopped) if text),
+        notes=tuple(text for text in (note, other, run.stopped) if text),
         skipped=tuple(skipped),
     )
 
@@ -231,6 +238,8 @@ class _Run:
                     if side is baseline:
                         raise unusable(error) from error
                     return [accuracy.failed(candidate, error)]
+            if self.choices.retrained:
+                return retrained.task_rows(self.budget, self.found, (candidate, baseline), files)
             rows = accuracy.accuracy_rows(self.budget, self.spelled, self.found, (candidate, baseline), files)
             return rows + self._further(wanted, files)
 

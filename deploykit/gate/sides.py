@@ -13,7 +13,7 @@ from typing import Any
 from deploykit.errors import BundleError, DeploykitError, InputError, MissingError
 from deploykit.measure import process
 from deploykit.measure.paired import Arm
-from deploykit.runtime.bundle import Bundle
+from deploykit.runtime.bundle import PORTABLE_PATH, Bundle
 from deploykit.runtime.loading import split_variant
 
 _FACTS = "deploykit.gate.facts"
@@ -94,9 +94,9 @@ def unusable(error: DeploykitError) -> BundleError:
     return BundleError(message, hint=f"give a baseline that works here; {error.hint}")
 
 
-def check_comparable(candidate: Side, baseline: Side) -> Side:
+def check_comparable(candidate: Side, baseline: Side, retrained: bool = False) -> Side:
     """The baseline, with the candidate's variant where it names none; `InputError` when the two are no two forms of
-    one encoder.
+    one encoder. A ``retrained`` one may have other dimensions.
     """
     ours, theirs = candidate.bundle.manifest.card, baseline.bundle.manifest.card
     if ours.modality != theirs.modality:
@@ -104,10 +104,11 @@ def check_comparable(candidate: Side, baseline: Side) -> Side:
             f"the candidate encodes {ours.modality}, the baseline {theirs.modality}",
             hint="give two bundles of the same encoder",
         )
-    if ours.embedding.dim != theirs.embedding.dim:
+    if ours.embedding.dim != theirs.embedding.dim and not retrained:
         raise InputError(
             f"the candidate's vectors have {ours.embedding.dim} dimensions, the baseline's {theirs.embedding.dim}",
-            hint="an index built with the baseline could not take them: give two bundles of the same encoder",
+            hint="an index built with the baseline could not take them: give two bundles of the same encoder, or "
+            "--retrained if its weights are others on purpose",
         )
     named = candidate.variant
     if named is None or baseline.variant is not None:
@@ -123,12 +124,15 @@ def check_comparable(candidate: Side, baseline: Side) -> Side:
 def comparable_to_fp32(candidate: Side, baseline: Side) -> bool:
     """Are both the same lower precision of the same fp32 model, file by file?"""
     ours, theirs = (side.bundle.variant(side.variant or "portable") for side in (candidate, baseline))
-    stems = [side.bundle.portable.path.rpartition(".")[0] + "." for side in (candidate, baseline)]
-    weights = [
-        {name: entry.sha256 for name, entry in side.bundle.manifest.files.items() if name.startswith(stem)}
-        for side, stem in zip((candidate, baseline), stems, strict=True)
-    ]
-    return ours.precision == theirs.precision != "fp32" and weights[0] == weights[1]
+    same = bool(weights(baseline)) and weights(candidate) == weights(baseline)
+    return ours.precision == theirs.precision != "fp32" and same
+
+
+def weights(side: Side) -> dict[str, str]:
+    """SHA-256 of every file of the portable fp32 model, by name; empty where the bundle has none."""
+    stem = PORTABLE_PATH.rpartition(".")[0] + "."
+    files = side.bundle.manifest.files
+    return {name: entry.sha256 for name, entry in files.items() if name.startswith(stem)}
 
 
 def facts(sides: Sequence[Side], threads: int | None, timeout_s: float) -> dict[Arm, Facts]:

@@ -17,6 +17,7 @@ DIM = 16
 _RNG = np.random.default_rng(11)
 TABLE = _RNG.normal(size=(len(WORDS), DIM)).astype(np.float32)
 WEIGHT = _RNG.normal(size=(DIM, DIM)).astype(np.float32) / 4
+ROTATION = np.linalg.qr(_RNG.normal(size=(DIM, DIM)))[0].astype(np.float32)
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 " * 10, "w7 w8 w9 w10"]
 
 
@@ -26,8 +27,10 @@ def texts(count):
     return [" ".join(f"w{i}" for i in rng.integers(0, 40, size=rng.integers(1, 13))) for _ in range(count)]
 
 
-def save_model(path, *, pooling="mean", normalized=True, int8=False, noise=0.0, padding_bytes=0):
-    """The ONNX; ``noise`` moves the table by that share of its size, ``int8`` quantizes the product with Q/DQ."""
+def save_model(path, *, pooling="mean", normalized=True, int8=False, noise=0.0, padding_bytes=0, turned=False):
+    """The ONNX; ``noise`` moves the table by that share of its size, ``turned`` turns all vectors by one rotation,
+    ``int8`` quantizes the product with Q/DQ.
+    """
     from onnx import TensorProto, checker, helper, numpy_helper, save
 
     node = helper.make_node
@@ -66,7 +69,7 @@ def save_model(path, *, pooling="mean", normalized=True, int8=False, noise=0.0, 
             node("DequantizeLinear", ["weight8", "weight_scale", "weight_zero"], ["weight"]),
         ]
     else:
-        constants["weight"] = WEIGHT
+        constants["weight"] = WEIGHT @ ROTATION if turned else WEIGHT
         nodes.append(node("Identity", ["pooled"], ["x"]))
     nodes.append(node("MatMul", ["x", "weight"], ["projected"]))
     if normalized:

@@ -104,6 +104,7 @@ def test_another_pooling_behind_the_same_card_is_what_is_guessed(judged, bundles
     found = row(judged(new, data=str(data)), "drift")
     assert found.status == "FAIL"
     assert "mostly another pooling" in found.look
+    assert "--retrained judges one that was trained again" in found.look
 
 
 def test_a_careless_requantization_fails_and_a_careful_one_passes(bundles, judged, data):
@@ -419,5 +420,5 @@ def test_options_that_nobody_reads_do_not_exist():
             "python",
             "baseline_python",
         ),
-        *("max_minutes", "timing", "rules"),
+        *("max_minutes", "retrained", "timing", "rules"),
     }
