@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deploykit.cli import bench, bundle, doctor, drift, embed, export, gate, inspect, names, pretrain, report, run
+from deploykit.cli import bench, bundle, doctor, drift, embed, export, gate, init, inspect, names, pretrain, report, run
 
 app = typer.Typer(
     name="deploykit",
@@ -30,6 +30,7 @@ app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("list")(names.list_names)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(init.app, name="init")
 
 
 @app.callback(invoke_without_command=True)
