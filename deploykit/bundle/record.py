@@ -200,7 +200,7 @@ def _rewrite(bundle: Bundle, manifest: Manifest) -> None:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise DiskError(
-            f"'{bundle.root}' cannot be written: {error.strerror or error}",
+            f"'{bundle.label}' cannot be written: {error.strerror or error}",
             hint="free some space; the bundle is as it was",
         ) from error
 

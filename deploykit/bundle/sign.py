@@ -1,15 +1,17 @@
-"""Signing a bundle folder: ``manifest.sig`` beside the manifest. Checking is `deploykit.runtime.trust.signature`."""
+"""Signing a bundle: ``manifest.sig`` beside the manifest. Checking is `deploykit.runtime.trust.signature`."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.bundle.pack import pack, unpack
 from deploykit.errors import DiskError, RecipeError
 from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.manifest import SIGNATURE_NAME
@@ -23,18 +25,30 @@ PUBLIC_SUFFIX = ".pub"
 
 
 def sign(bundle: Path, key: Path) -> Signature:
-    """Verify the bundle folder ``bundle`` and sign it with the private key in the PEM file ``key``.
+    """Verify ``bundle``, a folder or a packed file, and sign it with the private key in the PEM file ``key``.
 
-    A signature that is there is replaced. `BundleError` when the bundle is refused, `RecipeError` for a packed one or
-    a file that is no private Ed25519 key, `MissingError` without the package cryptography, `DiskError` when the
-    signature cannot be written.
+    A signature that is there is replaced, and so is a packed file, in one rename and otherwise with the same bytes.
+    `BundleError` when the bundle is refused, `RecipeError` for a file that is no private Ed25519 key, `MissingError`
+    without the package cryptography, `DiskError` when the signature cannot be written.
     """
-    if bundle.is_file():
-        raise RecipeError(
-            f"'{bundle}' is packed, and a signature belongs beside the manifest",
-            hint="sign the folder, then pack it: the signature goes along",
-        )
     private = private_key(key)
+    if not bundle.is_file():
+        return _sign_folder(bundle, private)
+    place = bundle.absolute().parent
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{bundle.name}.", dir=place))
+    except OSError as error:
+        raise DiskError(f"'{place}' cannot be written: {error.strerror}", hint="sign a copy elsewhere") from error
+    try:
+        folder = unpack(bundle, work / "unpacked.bundle")
+        made = _sign_folder(folder, private)
+        pack(folder, bundle)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return made
+
+
+def _sign_folder(bundle: Path, private: Ed25519PrivateKey) -> Signature:
     opened = Bundle.open(bundle)
     opened.verify()
     manifest = opened.manifest_bytes()

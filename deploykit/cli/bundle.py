@@ -103,7 +103,7 @@ def verify(
 
 @app.command()
 def sign(bundle: _Bundle, key: _Key, new_key: _NewKey = False, json: console.Json = False) -> None:
-    """Sign a bundle folder with an Ed25519 key.
+    """Sign a bundle, a folder or a packed file, with an Ed25519 key.
 
     The signature stands beside the manifest, which lists the digest of every file, and goes along when the bundle is
     packed. Devices check it with --require-signature, or load(require_signature="KEY.pem.pub").

@@ -67,13 +67,17 @@ def unpack(archive: Path, folder: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _extract(archive, work)
-        Bundle.open(work).verify()
+        Bundle.open(work, archive).verify()
         work.chmod(0o755)
         try:
             work.replace(folder)
         except OSError:
             if not folder.is_dir():
                 raise
+    except BundleError as error:
+        if str(archive) in error.message:
+            raise
+        raise BundleError(f"'{archive}': {error.message}", hint=error.hint) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

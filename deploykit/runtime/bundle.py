@@ -16,7 +16,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,34 +39,46 @@ _REBUILD = "build the bundle again, or fetch it again from where it came"
 class Bundle:
     """An opened bundle: its folder, its manifest and ``digest``, the SHA-256 of ``manifest.json``.
 
-    Since the manifest lists the digest of every other file, ``digest`` names the whole content.
+    Since the manifest lists the digest of every other file, ``digest`` names the whole content. ``given`` is what the
+    user called it, for messages: a packed one lies unpacked in a cache that nobody knows.
     """
 
     root: Path
     manifest: Manifest
     digest: str
+    given: str = field(default="", compare=False)
+
+    @property
+    def label(self) -> str:
+        """The name for messages."""
+        return self.given or str(self.root)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], given: str | os.PathLike[str] = "") -> Bundle:
         """Read the manifest of a bundle folder, or of a packed ``.dkb``, which is unpacked into the cache once.
 
-        The files themselves are checked by `verify`. `BundleError` when there is no bundle at ``path``.
+        The files themselves are checked by `verify`. `BundleError` when there is no bundle at ``path``; messages name
+        ``given``, or ``path`` without it.
         """
-        root = Path(path)
+        said, root = os.fspath(given or path), Path(path)
         if root.is_file():
             from deploykit.runtime.archive import cached
 
             root = cached(root)
         if not root.is_dir():
-            raise BundleError(f"there is no bundle at '{root}'", hint="give a bundle folder or a packed .dkb file")
+            raise BundleError(f"there is no bundle at '{said}'", hint="give a bundle folder or a packed .dkb file")
         try:
             data = read_plain(root / MANIFEST_NAME, MAX_MANIFEST_BYTES + 1)
         except OSError as error:
             raise BundleError(
-                f"'{root}' is no bundle: its {MANIFEST_NAME} cannot be read ({error.strerror or error})",
+                f"'{said}' is no bundle: its {MANIFEST_NAME} cannot be read ({error.strerror or error})",
                 hint="give the folder that `deploykit export -o` wrote",
             ) from error
-        return cls(root, parse_manifest(data), hashlib.sha256(data).hexdigest())
+        try:
+            manifest = parse_manifest(data)
+        except BundleError as error:
+            raise BundleError(f"'{said}': {error.message}", hint=error.hint) from error
+        return cls(root, manifest, hashlib.sha256(data).hexdigest(), said)
 
     @property
     def portable(self) -> Variant:
@@ -83,7 +95,7 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of the listed file ``name``."""
         if name not in self.manifest.files:
-            raise BundleError(f"the bundle '{self.root}' lists no file '{name}'", hint=_REBUILD)
+            raise BundleError(f"the bundle '{self.label}' lists no file '{name}'", hint=_REBUILD)
         return inside(self.root, name)
 
     def manifest_bytes(self) -> bytes:
@@ -105,7 +117,7 @@ class Bundle:
         if require_signature is not None:
             from deploykit.runtime.trust import signature
 
-            signature.check(self.root, self.manifest_bytes(), require_signature)
+            signature.check(self.root, self.manifest_bytes(), require_signature, self.label)
         files = self.manifest.files
         present = dict(_walk(self.root))
         for name, info in present.items():
@@ -126,7 +138,7 @@ class Bundle:
         self.manifest_bytes()
 
     def _refuse(self, name: str, reason: str) -> NoReturn:
-        raise BundleError(f"the bundle '{self.root}' is refused: '{name}' {reason}", hint=_REBUILD)
+        raise BundleError(f"the bundle '{self.label}' is refused: '{name}' {reason}", hint=_REBUILD)
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -152,7 +152,7 @@ def _warn(bundle: Bundle, report: Report) -> None:
 
 
 def _nothing_runs(bundle: Bundle, rows: Sequence[Row], decision: Decision) -> MissingError | SelfTestError:
-    reasons = f"'{bundle.root}' can run here: {_sentence(rows)}"
+    reasons = f"'{bundle.label}' can run here: {_sentence(rows)}"
     if decision.failed:
         return SelfTestError(f"no variant of {reasons}", hint="another version of the engine may compute correctly")
     missing = [row.variant for row in rows if "is not installed" in row.why]

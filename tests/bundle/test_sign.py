@@ -135,8 +135,38 @@ def test_the_signature_is_packed_and_unpacked(bundle, keys, tmp_path):
     packed = pack(bundle.root, tmp_path / "a.dkb")
     Bundle.open(packed).verify(keys[1])
     Bundle.open(unpack(packed, tmp_path / "again.bundle")).verify(keys[1])
-    with pytest.raises(RecipeError, match="is packed"):
-        library.sign(packed, keys[0])
+
+
+def test_a_packed_bundle_is_signed_in_place(bundle, keys, tmp_path):
+    packed = pack(bundle.root, tmp_path / "out" / "a.dkb")
+    made = library.sign(packed, keys[0])
+    Bundle.open(packed).verify(keys[1])
+    assert library.sign(bundle.root, keys[0]) == made
+    assert packed.read_bytes() == pack(bundle.root, tmp_path / "b.dkb").read_bytes()
+    assert [path.name for path in packed.parent.iterdir()] == ["a.dkb"]
+
+
+def test_what_is_wrong_with_a_packed_bundle_is_said_of_the_file_that_was_given(bundle, keys, tmp_path):
+    import zipfile
+
+    packed = pack(bundle.root, tmp_path / "mine.dkb")
+    with pytest.raises(BundleError, match=r"mine\.dkb") as unsigned:
+        Bundle.open(packed).verify(keys[1])
+    assert ".cache" not in unsigned.value.message
+    with zipfile.ZipFile(packed) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+
+    def written(changes):
+        with zipfile.ZipFile(tmp_path / "broken.dkb", "w") as archive:
+            for name, data in {**entries, **changes}.items():
+                archive.writestr(name, data)
+        return tmp_path / "broken.dkb"
+
+    changed = entries["selftest/reference.npy"][:-1] + b"?"
+    for changes in ({"selftest/reference.npy": changed}, {"manifest.json": b"{"}, {"manifest.json": b'{"schema": 1}'}):
+        with pytest.raises(BundleError, match=r"broken\.dkb") as refused:
+            Bundle.open(written(changes))
+        assert "unpacked" not in refused.value.message
 
 
 def test_a_signature_as_large_as_a_model_is_not_unpacked(bundle, tmp_path):

@@ -131,7 +131,7 @@ def check_in_child(bundle: Bundle, limits: Limits | None = None, control_flow: b
 
 def _died(bundle: Bundle, fact: str) -> BundleError:
     hint = "do not use it, or give the check more room if it is your own and very large"
-    return BundleError(f"the bundle '{bundle.root}' is refused: a model {fact}", hint=hint)
+    return BundleError(f"the bundle '{bundle.label}' is refused: a model {fact}", hint=hint)
 
 
 def main(arguments: list[str]) -> int:

@@ -63,8 +63,10 @@ def parse(data: bytes) -> Signature:
     return found
 
 
-def check(root: Path, manifest: bytes, key: str | os.PathLike[str]) -> Signature:
+def check(root: Path, manifest: bytes, key: str | os.PathLike[str], said: str = "") -> Signature:
     """The signature of the bundle at ``root`` over ``manifest``, once it was made with the private half of ``key``.
+
+    Messages call the bundle ``said``, or ``root`` without it.
 
     ``key`` is a file with a public key in PEM. `BundleError` when there is no signature, another key's, or a false one;
     `InputError` for a file that is no such key; `MissingError` without the package cryptography.
@@ -74,13 +76,13 @@ def check(root: Path, manifest: bytes, key: str | os.PathLike[str]) -> Signature
     found = read(root)
     if found is None:
         raise BundleError(
-            f"the bundle '{root}' is refused: it is not signed, and a signature is required",
+            f"the bundle '{said or root}' is refused: it is not signed, and a signature is required",
             hint="get it from where it is signed, or sign your own with `deploykit bundle sign`",
         )
     if found.key.lower() != name:
         raise BundleError(
-            f"the bundle '{root}' is refused: it is signed by the key {short(found.key)}, and the key required is "
-            f"{short(name)}",
+            f"the bundle '{said or root}' is refused: it is signed by the key {short(found.key)}, and the key required "
+            f"is {short(name)}",
             hint="give the signer's public key if you trust it; never take it from the bundle itself",
         )
     from cryptography.exceptions import InvalidSignature
@@ -89,7 +91,7 @@ def check(root: Path, manifest: bytes, key: str | os.PathLike[str]) -> Signature
         wanted.verify(bytes.fromhex(found.signature), manifest)
     except InvalidSignature:
         raise BundleError(
-            f"the bundle '{root}' is refused: its signature is not one of its manifest.json",
+            f"the bundle '{said or root}' is refused: its signature is not one of its manifest.json",
             hint="the manifest was changed after it was signed: fetch the bundle again from where it came",
         ) from None
     return found

@@ -23,6 +23,12 @@ static void fail(const char *message) {
     exit(1);
 }
 
+/* The same about a name. */
+static void fail_with(const char *name, const char *message) {
+    fprintf(stderr, "error: '%s' %s\n", name, message);
+    exit(1);
+}
+
 static void check(OrtStatus *status) {
     if (status)
         fail(ort->GetErrorMessage(status));
@@ -35,7 +41,7 @@ static OrtSession *open_model(OrtEnv *env, const char *path, char **settings) {
     for (; *settings; settings++) {
         char *equals = strchr(*settings, '=');
         if (!equals)
-            fail("a setting is written KEY=VALUE");
+            fail_with(*settings, "is no setting: write KEY=VALUE");
         *equals = '\0';
         check(ort->AddSessionConfigEntry(options, *settings, equals + 1));
     }
@@ -65,7 +71,7 @@ static void embed(OrtSession *session, OrtMemoryInfo *memory, int64_t *ids, int6
                         : strcmp(names[i], "token_type_ids") == 0 ? zeros
                                                                   : NULL;
         if (!data)
-            fail(names[i]);
+            fail_with(names[i], "is an input of the model, and neither ids, mask nor types");
         check(ort->CreateTensorWithDataAsOrtValue(memory, data, n * sizeof *data, shape, 2,
                                                   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, &values[i]));
     }
@@ -98,7 +104,7 @@ int main(int count, char **arguments) {
         fail("the onnxruntime library is older than the header");
     FILE *tokens = fopen(arguments[2], "rb");
     if (!tokens)
-        fail("the tokens cannot be read");
+        fail_with(arguments[2], "cannot be read: give the file of tokens");
 
     OrtEnv *env;
     OrtMemoryInfo *memory;

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -23,8 +24,17 @@ static std::vector<std::string> lines_of(const std::string& path) {
     return lines;
 }
 
+// OpenVINO's messages begin with the places in its own source where they were thrown; the last line says what happened.
+static std::string last_line_of(std::string text) {
+    text.erase(text.find_last_not_of(" \n") + 1);
+    return text.substr(text.find_last_of('\n') + 1);
+}
+
 static void embed(char** arguments) {
     const std::string model = arguments[1], precision = arguments[2], tokenizer_model = arguments[3];
+    for (int i : {1, 3, 4, 5})
+        if (!std::ifstream(arguments[i]))
+            throw std::runtime_error("cannot read " + std::string(arguments[i]));
     ov::Core core;
     core.add_extension(std::string(arguments[4]));  // the operators of the tokenizer
     auto tokenizer = core.compile_model(tokenizer_model, "CPU").create_infer_request();
@@ -53,7 +63,7 @@ int main(int count, char** arguments) {
     try {
         embed(arguments);
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
+        std::fprintf(stderr, "error: %s\n", last_line_of(error.what()).c_str());
         return 1;
     }
 }

@@ -7,8 +7,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
-import ort from "onnxruntime-node";
-import tokenizers from "tokenizers";
+let ort, tokenizers; // loaded in main: a package that is missing is said in a sentence
 
 // {"a.b": 1} as {a: {b: 1}}, the form in which onnxruntime-node takes a session's configuration.
 function nested(config) {
@@ -21,9 +20,17 @@ function nested(config) {
   return found;
 }
 
+function manifestOf(bundle) {
+  try {
+    return JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
+  } catch (error) {
+    throw new Error(`'${bundle}' is no bundle folder: its manifest.json cannot be read (${error.message})`);
+  }
+}
+
 class Encoder {
   static async open(bundle, name) {
-    const { card, variants } = JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
+    const { card, variants } = manifestOf(bundle);
     const portable = { name, target: "onnxruntime", path: "models/fp32.onnx" };
     const variant = name ? variants.find((entry) => entry.name === name) : portable;
     if (variant?.target !== "onnxruntime") throw new Error(`the bundle has no variant '${name}' for onnxruntime`);
@@ -57,12 +64,23 @@ class Encoder {
   }
 }
 
-const [bundle, texts, name] = process.argv.slice(2);
-if (!texts) {
+async function main([bundle, texts, name]) {
+  ({ default: ort } = await import("onnxruntime-node"));
+  ({ default: tokenizers } = await import("tokenizers"));
+  const encoder = await Encoder.open(bundle, name);
+  for (const text of readFileSync(texts, "utf8").replace(/\n$/, "").split("\n")) {
+    console.log(Array.from(await encoder.encode(text)).join(" "));
+  }
+}
+
+if (process.argv.length < 4) {
   console.error("usage: node embed.mjs BUNDLE TEXTS.txt [VARIANT]");
   process.exit(2);
 }
-const encoder = await Encoder.open(bundle, name);
-for (const text of readFileSync(texts, "utf8").replace(/\n$/, "").split("\n")) {
-  console.log(Array.from(await encoder.encode(text)).join(" "));
+try {
+  await main(process.argv.slice(2));
+} catch (error) {
+  const missing = error.code === "ERR_MODULE_NOT_FOUND" ? " → npm install, beside package.json" : "";
+  console.error(`error: ${String(error.message).split("\n")[0]}${missing}`);
+  process.exit(1);
 }
