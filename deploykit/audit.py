@@ -113,6 +113,11 @@ def kernel(precision: str) -> str:
     return _name(precision.partition("-")[0])
 
 
+def is_kernel(name: str) -> bool:
+    """Do engines have kernels of that name? A precision of another package may have a name of its own."""
+    return name in _WIDTHS
+
+
 def _counted(counts: Mapping[str, int], asked: str) -> str:
     """``31 of 36 matrix products in int8 and 5 in bf16``; what was asked first, even when it is none."""
     total = sum(counts.values())

@@ -26,9 +26,8 @@ def entries(kind: str) -> list[Entry]:
 
 
 def _target(name: str) -> Entry:
-    module = registry.module("targets", name)
     installed = find_spec(name.replace("-", "_")) is not None
-    return Entry(name, _summary("targets", name), tuple(module.PRECISIONS), installed)
+    return Entry(name, _summary("targets", name), registry.offered(name), installed)
 
 
 def _summary(kind: str, name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from deploykit.errors import UnknownNameError, nearest
+from deploykit.errors import RecipeError, UnknownNameError, nearest
 
 KINDS = ("sources", "precisions", "targets", "objectives", "layouts")
 _PACKAGES = {"objectives": "pretrain.objectives", "layouts": "bundle.layouts"}
@@ -34,3 +34,27 @@ def module(kind: str, name: str) -> ModuleType:
         if entry.name == name:
             return cast(ModuleType, entry.load())
     return importlib.import_module(f"deploykit.{_PACKAGES.get(kind, kind)}.{name.replace('-', '_')}")
+
+
+def compiled_as(target: str, precision: str) -> str:
+    """The precision of its own as which ``target`` compiles the graph of ``precision``; empty where it does not.
+
+    Either side may say so: the target lists the precision in ``PRECISIONS``, or the precision names the target in
+    ``TARGETS``. `RecipeError` where it names one that the target does not have.
+    """
+    own: tuple[str, ...] = module("targets", target).PRECISIONS
+    if precision in own:
+        return precision
+    named: str = getattr(module("precisions", precision), "TARGETS", {}).get(target, "")
+    if named and named not in own:
+        raise RecipeError(
+            f"the precision '{precision}' is to be compiled as '{named}', and {target} has no precision '{named}'",
+            hint=f"it has {', '.join(own)}: name one of them in the precision's TARGETS",
+        )
+    return named
+
+
+def offered(target: str) -> tuple[str, ...]:
+    """Every precision that ``target`` can be asked for: its own first, then those that name it."""
+    own: tuple[str, ...] = module("targets", target).PRECISIONS
+    return (*own, *(name for name in names("precisions") if name not in own and compiled_as(target, name)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deploykit.audit import describe, diff, kernel, products
+from deploykit.audit import describe, diff, is_kernel, kernel, products
 from deploykit.budget import Budget, Limit, figure_text
 from deploykit.gate.result import Row, RowStatus
 from deploykit.gate.sides import Facts, Side
@@ -68,6 +68,8 @@ def bytes_row(name: str, label: str, limit: Limit, pair: tuple[float, float], su
 def lost(ours: Facts) -> list[str]:
     """The precision that the manifest promises and no product runs in, whatever the baseline does."""
     promised, counts = kernel(ours.precision), products(ours.audit)
+    if not is_kernel(promised):  # a precision of another package: it was compiled as one that engines know
+        promised = kernel(str(ours.audit.get("asked") or promised))
     # On CPUs fp16 is how weights are stored; their products are in fp32, and the target says so.
     stored_only = promised == "fp16" and "CPU" in str(ours.audit.get("device", ""))
     if promised == "fp32" or stored_only or not counts or counts.get(promised):

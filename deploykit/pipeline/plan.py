@@ -46,6 +46,13 @@ _LOWER_PACKAGES = (*_ENGINE_PACKAGES, "onnx-ir", "nncf")
 _SAMPLE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "pillow", "soundfile", "numpy")
 
 
+def variant_name(target: str, precision: str) -> str:
+    """``TARGET-PRECISION``, and no word of it twice: a name from another package may hold the other one already."""
+    if target == precision or target.endswith(f"-{precision}"):
+        return target
+    return precision if precision.startswith(f"{target}-") else f"{target}-{precision}"
+
+
 @dataclass(frozen=True)
 class Wanted:
     """One variant to build. ``keep`` names the products that a search put back to float; ``suffix`` tells it apart."""
@@ -57,7 +64,7 @@ class Wanted:
     @property
     def name(self) -> str:
         """``openvino-int8``, or ``openvino-int8-partial`` where products were put back."""
-        return f"{self.target}-{self.precision}" + ("-partial" if self.keep else "")
+        return variant_name(self.target, self.precision) + ("-partial" if self.keep else "")
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ def _wanted(recipe: Recipe) -> tuple[list[Wanted], list[str]]:
     found, notes = [], []
     for precision in [name for name in asked if name != AUTO]:
         registry.module("precisions", precision)
-        able = [target for target in supported if precision in supported[target]]
+        able = [target for target in supported if registry.compiled_as(target, precision)]
         if not able:
             have = "; ".join(f"{target} has {', '.join(names)}" for target, names in supported.items())
             raise RecipeError(f"no chosen target has the precision '{precision}'", hint=have)
@@ -153,13 +160,25 @@ def _wanted(recipe: Recipe) -> tuple[list[Wanted], list[str]]:
     if any(limit.relative for limit in recipe.budget.parsed().limits):
         found += [variant for variant in everything if variant.precision == REFERENCE_PRECISION]
     kept = [variant for variant in dict.fromkeys(found) if variant not in lacking]
+    _check_distinct(kept)
     return sorted(kept, key=lambda variant: list(supported).index(variant.target)), notes
+
+
+def _check_distinct(found: Sequence[Wanted]) -> None:
+    """`RecipeError` for two variants of one name, which targets and precisions of other packages may come to."""
+    by_name: dict[str, Wanted] = {}
+    for variant in found:
+        other = by_name.setdefault(variant.name, variant)
+        if other != variant:
+            pairs = " and ".join(f"{v.precision} for {v.target}" for v in (other, variant))
+            raise RecipeError(f"{pairs} are both called '{variant.name}'", hint="build one of them at a time")
 
 
 def _cpu_fault(variant: Wanted) -> str:
     """Why this machine's CPU has no arithmetic for a variant, in words; empty if it has."""
     requires = getattr(registry.module("targets", variant.target), "REQUIRES", {})
-    return cpu_fault(requires.get(variant.precision, {}), hardware.cpu())
+    as_precision = registry.compiled_as(variant.target, variant.precision)
+    return cpu_fault(requires.get(as_precision, {}), hardware.cpu())
 
 
 def _reasons(lacking: Mapping[Wanted, str]) -> str:
@@ -310,6 +329,9 @@ def _variant_steps(recipe: Recipe, variant: Wanted, sampled: bool) -> Sequence[S
         "lower": _lower_name(variant),
         "options": plain(recipe.targets.get(variant.target)),
     }
+    as_precision = registry.compiled_as(variant.target, variant.precision)
+    if as_precision != variant.precision:  # the target's own need nothing more in the name of their step
+        options["compiled_as"] = as_precision
     compile_step = Step(
         name=f"compile:{variant.name}",
         action=f"{_ACTIONS}:compile_variant",

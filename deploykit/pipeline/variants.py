@@ -46,7 +46,8 @@ def compile_model(spec: Spec, model: Path, lowered: Mapping[str, Any], inputs: I
     """Compile ``model`` for the target; ``lowered`` are the facts of the lower step, whose demands and notes go on."""
     module = registry.module("targets", spec.target)
     options = settings.read(module.Options, spec.options, spec.target)
-    compiled = module.compile(model, read_card(inputs["export"]), spec.precision, options, out)
+    as_precision = registry.compiled_as(spec.target, spec.precision)
+    compiled = module.compile(model, read_card(inputs["export"]), as_precision, options, out)
     if compiled.path and (out / f"{compiled.path}.data").exists():
         raise ExportError(
             f"the graph of {spec.name} has more weights than one ONNX file holds, and only the portable fp32 model of "

@@ -6,6 +6,8 @@ A file ``precisions/NAME.py`` offers
 - ``TOLERANCE``, how far off its vectors may be at every point of the proof;
 - ``FORMS``, for targets that want the graph in a form of their own: ``{"tensorrt": "symmetric"}``; a target that is not
   in it gets the form ``""``, and targets of one form share one lowered graph;
+- ``TARGETS``, in a package of its own: ``{"onnxruntime": "int8"}`` names each target that takes its graphs, and the
+  precision of that target as which it compiles them (left out where a target lists the name in its ``PRECISIONS``);
 - ``CALIBRATED``, whether `lower` needs ``task.calibration``;
 - ``BATCH_DEPENDENT = True`` where a vector changes with the rest of its batch (left out elsewhere): such a variant is
   never the default of a bundle while another will do;

@@ -2,80 +2,55 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
+import sys
+import textwrap
 
 import pytest
 
-from deploykit import registry
-from deploykit.errors import UnknownNameError
+from deploykit import registry, testing
+from deploykit.errors import RecipeError, UnknownNameError
+
+EVERY = [(kind, name) for kind in testing.CHECKS for name in registry.names(kind)]
+
+TERNARY = '''
+"""ternary: weights of three values, in the form of int8."""
+from dataclasses import dataclass
 from deploykit.graph.prove import Tolerance
-from deploykit.runtime import engines
+
+@dataclass(frozen=True)
+class Options:
+    """No keys."""
+
+TOLERANCE = Tolerance(cosine=0.95, relative_error=0.3)
+FORMS = {}
+CALIBRATED = False
+TARGETS = {"onnxruntime": "int8"}
+
+def lower(task, options, out):
+    return {"unchanged": True}
+'''
 
 
-def every(kind):
-    return pytest.mark.parametrize("name", registry.names(kind))
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts a precision called ``ternary`` into a package of its own, with its entry point."""
+
+    def put(text=TERNARY):
+        info = tmp_path / "site" / "ternary-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info.parent / "ternary_precision.py").write_text(textwrap.dedent(text))
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ternary\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[deploykit.precisions]\nternary = ternary_precision\n")
+        monkeypatch.syspath_prepend(str(info.parent))
+        monkeypatch.delitem(sys.modules, "ternary_precision", raising=False)
+
+    yield put
+    sys.modules.pop("ternary_precision", None)
 
 
-def parameters(function):
-    return list(inspect.signature(function).parameters)
-
-
-def assert_options(module):
-    assert dataclasses.is_dataclass(module.Options)
-    assert module.Options.__dataclass_params__.frozen
-    assert module.Options() == module.Options()  # every option has a default
-    assert module.Options.__doc__
-
-
-@every("targets")
-def test_a_target_compiles_audits_and_has_an_engine(name):
-    module = registry.module("targets", name)
-    assert_options(module)
-    assert parameters(module.compile) == ["model", "card", "precision", "options", "out"]
-    assert parameters(module.audit) == ["artifact", "card", "settings"]
-    assert set(module.PRECISIONS) <= set(registry.names("precisions"))
-    assert name in engines.names()
-
-
-@every("precisions")
-def test_a_precision_lowers_and_says_how_far_it_may_be_off(name):
-    module = registry.module("precisions", name)
-    assert_options(module)
-    assert parameters(module.lower) == ["task", "options", "out"]
-    assert isinstance(module.TOLERANCE, Tolerance)
-    assert 0.9 <= module.TOLERANCE.cosine < 1
-    assert isinstance(module.CALIBRATED, bool)
-    assert set(module.FORMS) <= {*registry.names("targets"), "tensorrt"}
-    if hasattr(module, "resolve"):
-        resolved = module.resolve(module.Options())
-        assert isinstance(resolved, module.Options)
-        assert module.resolve(resolved) == resolved
-
-
-@every("precisions")
-def test_a_precision_is_offered_by_some_target(name):
-    offers = [registry.module("targets", target).PRECISIONS for target in registry.names("targets")]
-    # The graphs that TensorRT takes are made and checked before there is an engine to run them.
-    assert any(name in offer for offer in offers) or "tensorrt" in registry.module("precisions", name).FORMS
-
-
-@every("sources")
-def test_a_source_matches_identifies_and_opens(name):
-    module = registry.module("sources", name)
-    assert parameters(module.matches) == ["spec"]
-    assert parameters(module.identify) == ["spec", "options"]
-    assert parameters(module.open) == ["spec", "options"]
-    assert module.__doc__
-
-
-@every("objectives")
-def test_an_objective_asks_for_views_and_is_built_around_an_encoder(name):
-    module = registry.module("objectives", name)
-    assert_options(module)
-    assert parameters(module.views) == ["options"]
-    assert parameters(module.build) == ["space", "encoder", "options"]
-    assert module.views(module.Options()) == 0 or module.views(module.Options()) >= 2
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_piece_keeps_its_contract(kind, name):
+    testing.CHECKS[kind](name)
 
 
 @pytest.mark.parametrize("kind", registry.KINDS)
@@ -84,3 +59,38 @@ def test_an_unknown_name_gives_the_nearest(kind):
     with pytest.raises(UnknownNameError) as caught:
         registry.module(kind, known + "x")
     assert known in caught.value.hint
+
+
+def test_a_precision_of_another_package_names_its_targets_itself(install):
+    install()
+    testing.check_precision("ternary")
+    assert registry.compiled_as("onnxruntime", "ternary") == "int8"
+    assert registry.compiled_as("openvino", "ternary") == ""
+    assert registry.compiled_as("onnxruntime", "int8") == "int8"
+    from deploykit.catalog import entries
+
+    assert "ternary" in next(e.precisions for e in entries("targets") if e.name == "onnxruntime")
+
+
+def test_a_form_that_the_target_does_not_have_is_an_error(install):
+    install(TERNARY.replace('"int8"}', '"int3"}'))
+    with pytest.raises(RecipeError, match="onnxruntime has no precision 'int3'"):
+        registry.compiled_as("onnxruntime", "ternary")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('TARGETS = {"onnxruntime": "int8"}', "", "is offered by no target"),
+        ("def lower(task, options, out)", "def lower(model, out)", r"lower takes \(model, out\), expected \(task"),
+        ("frozen=True", "frozen=False", "Options is not frozen"),
+        ("cosine=0.95", "cosine=0.5", "outside 0.9 to 1"),
+        ("FORMS = {}", 'FORMS = {"tensorflow": ""}', "do not exist: tensorflow"),
+        ('"""No keys."""', "width: int", "no default for width"),
+    ],
+)
+def test_the_kit_says_what_is_missing(install, old, new, says):
+    assert old in TERNARY
+    install(TERNARY.replace(old, new))
+    with pytest.raises(AssertionError, match=says):
+        testing.check_precision("ternary")

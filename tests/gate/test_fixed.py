@@ -90,3 +90,11 @@ def test_bytes(limit, ours, theirs, status):
     found = fixed.bytes_row("size", "the candidate", parsed, (ours, theirs), "exact", "look")
     assert found.status == status
     assert found.look == ("look" if status == "FAIL" else "")
+
+
+def test_a_precision_of_another_package_is_held_to_what_it_was_compiled_as():
+    ours = facts()
+    ternary = Facts("v", "ternary", ours.audit, ours.hardware, ours.software)
+    assert fixed.lost(ternary) == []
+    lost = facts(products={"fp32": 36})
+    assert fixed.lost(Facts("v", "ternary", lost.audit, lost.hardware, lost.software))

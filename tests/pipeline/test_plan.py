@@ -1,9 +1,11 @@
 """Which variants a plan has on which CPU."""
 
+import types
+
 import pytest
 
 from deploykit.errors import MissingError
-from deploykit.pipeline.plan import plan
+from deploykit.pipeline.plan import Wanted, plan, variant_name
 from deploykit.recipe import Recipe
 from deploykit.sources import Identity
 from tests import cpus
@@ -50,3 +52,30 @@ def test_a_precision_that_is_asked_for_alone_is_an_error(planned, limits):
     with pytest.raises(MissingError, match="openvino-bf16: the CPU lacks amx_bf16 or avx512_bf16") as caught:
         planned(AVX2, "bf16", limits=limits)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "name"),
+    [
+        ("openvino", "int8", "openvino-int8"),
+        ("int8", "int8", "int8"),
+        ("tiny-int8", "int8", "tiny-int8"),
+        ("openvino", "openvino-ternary", "openvino-ternary"),
+        ("onnxruntime", "int8-dynamic", "onnxruntime-int8-dynamic"),
+    ],
+)
+def test_no_word_of_a_variants_name_stands_twice(target, precision, name):
+    assert variant_name(target, precision) == Wanted(target, precision).name == name
+
+
+def test_a_precision_that_names_its_targets_is_planned_for_them(planned, monkeypatch):
+    from deploykit import registry
+    from deploykit.precisions import fp16
+
+    module, names = registry.module, registry.names
+    ternary = types.SimpleNamespace(**vars(fp16), TARGETS={"onnxruntime": "fp16"})
+    monkeypatch.setattr(registry, "module", lambda kind, name: ternary if name == "ternary" else module(kind, name))
+    monkeypatch.setattr(registry, "names", lambda kind: [*names(kind), *(["ternary"] * (kind == "precisions"))])
+    built, notes = planned(VNNI, "fp32", "ternary")
+    assert built == ["onnxruntime-fp32", "onnxruntime-ternary", "openvino-fp32"]
+    assert notes == ["openvino has no ternary: not built"]
