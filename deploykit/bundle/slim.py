@@ -24,18 +24,22 @@ _PORTABLE: Final = "portable"
 
 @dataclass(frozen=True)
 class Choice:
-    """What the device is. Empty: anything. ``variants`` may name ``portable``, the fp32 model that is always there."""
+    """What the device is. Empty: anything. ``variants`` may name ``portable``, the fp32 model.
+
+    ``portable`` False leaves that model out, and with it each variant that is no other file.
+    """
 
     architecture: str = ""
     targets: Sequence[str] = ()
     variants: Sequence[str] = ()
+    portable: bool = True
 
 
 @dataclass(frozen=True)
 class Slimmed:
     """What was written. ``dropped`` gives the reason for each variant that stayed behind.
 
-    Sizes are bytes of all listed files; ``portable_bytes`` is the part of the portable model, which every bundle holds.
+    Sizes are bytes of all listed files; ``portable_bytes`` is the part of the portable model, 0 without it.
     ``unsigned`` says that a signature stayed behind: it was one for another manifest.
     """
 
@@ -51,7 +55,8 @@ class Slimmed:
 def slim(bundle: Path, output: Path, choice: Choice) -> Slimmed:
     """Write what ``choice`` admits of the bundle at ``bundle`` (verified first) as the bundle folder ``output``.
 
-    The portable model stays in any case, since the format promises it. The new manifest names the digest of the one
+    The portable model stays unless ``choice`` leaves it out, which the new manifest says: loading is refused where
+    nothing else can run, and so is what compares with it. The new manifest names the digest of the one
     that it comes from; where the default is left behind, a device takes the fastest measured. `RecipeError` when
     nothing is left or ``output`` is in the way, `UnknownNameError` for a name that the bundle does not have.
     """
@@ -60,7 +65,7 @@ def slim(bundle: Path, output: Path, choice: Choice) -> Slimmed:
     opened.verify()
     dropped = _dropped(opened, choice)
     kept = [variant for variant in opened.manifest.variants if variant.name not in dropped]
-    if not kept and _PORTABLE not in choice.variants:
+    if not kept and (_PORTABLE not in choice.variants or not choice.portable):
         reasons = "; ".join(f"{name}: {why}" for name, why in dropped.items()) or "it has no variants"
         raise RecipeError(
             f"nothing is left of '{bundle}': {reasons}",
@@ -73,7 +78,7 @@ def slim(bundle: Path, output: Path, choice: Choice) -> Slimmed:
         dropped=dropped,
         bytes_before=_bytes(opened),
         bytes_after=_bytes(written),
-        portable_bytes=written.manifest.files[PORTABLE_PATH].size,
+        portable_bytes=written.manifest.files[PORTABLE_PATH].size if written.manifest.portable else 0,
         unsigned=(opened.root / SIGNATURE_NAME).is_file(),
     )
 
@@ -95,13 +100,15 @@ def _dropped(bundle: Bundle, choice: Choice) -> dict[str, str]:
     _check_known("variant", choice.variants, [*names, _PORTABLE])
     _check_known("variant for the target", choice.targets, sorted({variant.target for variant in variants}))
     architecture = _architecture(choice.architecture, variants)
-    wanted = {bundle.portable.name if name == _PORTABLE else name for name in choice.variants}
+    wanted = {bundle.variant(name).name for name in choice.variants}
     dropped: dict[str, str] = {}
     for variant in variants:
         if wanted and variant.name not in wanted:
             dropped[variant.name] = "it was not asked for"
         elif choice.targets and variant.target not in choice.targets:
             dropped[variant.name] = f"it is for {variant.target}"
+        elif not choice.portable and variant.path == PORTABLE_PATH:
+            dropped[variant.name] = "it is the portable model, which is left out"
         elif architecture and (reason := foreign(variant, architecture)):
             dropped[variant.name] = reason
     return dropped
@@ -143,15 +150,22 @@ def _contents(bundle: Bundle, kept: Sequence[Variant], dropped: Mapping[str, str
     manifest = bundle.manifest
     owners = _owners(bundle)
     rewritten = (PORTABLE_PATH, model_card.NAME, sbom.NAME)
-    shared = [name for name, paths in owners.items() if not paths and name not in rewritten]
+    left = not (choice.portable and manifest.portable)
+    stem = str(PurePosixPath(PORTABLE_PATH).with_suffix("")) + "."
+    shared = [
+        name
+        for name, paths in owners.items()
+        if not paths and name not in rewritten and not (left and name.startswith(stem))
+    ]
     provenance = {key: value for key, value in manifest.provenance.items() if key != "build"}
-    asked = {"architecture": choice.architecture, "targets": [*choice.targets], "variants": [*choice.variants]}
+    asked: dict[str, Any] = {"architecture": choice.architecture, "targets": [*choice.targets]}
+    asked |= {"variants": [*choice.variants], "no_portable": not choice.portable}
     return Contents(
         card=manifest.card,
-        portable=bundle.file(PORTABLE_PATH),
+        portable=bundle.file(PORTABLE_PATH) if choice.portable and manifest.portable else None,
         variants=[(variant, _files_of(bundle, variant, owners)) for variant in kept],
         files={name: bundle.file(name) for name in shared},
-        selftest=_selftest(bundle, kept),
+        selftest=_selftest(bundle, kept, choice.portable and manifest.portable),
         default=manifest.default if manifest.default not in dropped else "",
         refused=manifest.refused,
         candidates=manifest.candidates,
@@ -187,12 +201,12 @@ def _files_of(bundle: Bundle, variant: Variant, owners: Mapping[str, set[str]]) 
     return {name: bundle.file(name) for name, paths in owners.items() if variant.path in paths}
 
 
-def _selftest(bundle: Bundle, kept: Sequence[Variant]) -> SelfTest:
+def _selftest(bundle: Bundle, kept: Sequence[Variant], portable: bool) -> SelfTest:
     """The bounds of what is kept. The portable model, where no variant names it, keeps the strictest of them all."""
     before = bundle.manifest.selftest
     names = {variant.name for variant in kept}
     bounds = {name: bound for name, bound in before.min_cosine.items() if name in names}
-    if bundle.portable.name not in names and before.min_cosine:
+    if portable and bundle.portable.name not in names and before.min_cosine:
         bounds[_PORTABLE] = before.min_cosine.get(bundle.portable.name, max(before.min_cosine.values()))
     return replace(before, min_cosine=bounds)
 

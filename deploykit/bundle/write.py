@@ -41,14 +41,14 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 class Contents:
     """What a bundle is made of.
 
-    ``portable`` is the fp32 ONNX. ``variants`` pairs each variant with its files by their name in the bundle; none for
-    a variant whose path is ``models/fp32.onnx``. ``files`` are the others by name: preprocessing, the self-test's
-    inputs and reference that ``selftest`` names, LICENSE. ``refused`` holds ``{"variant": …, "reason": …}``,
-    ``candidates`` a row for each variant that was measured.
+    ``portable`` is the fp32 ONNX, None where it is left out on demand. ``variants`` pairs each variant with its files
+    by their name in the bundle; none for a variant whose path is ``models/fp32.onnx``. ``files`` are the others by
+    name: preprocessing, the self-test's inputs and reference that ``selftest`` names, LICENSE. ``refused`` holds
+    ``{"variant": …, "reason": …}``, ``candidates`` a row for each variant that was measured.
     """
 
     card: Card
-    portable: Path
+    portable: Path | None
     variants: Sequence[tuple[Variant, Mapping[str, Path]]]
     files: Mapping[str, Path]
     selftest: SelfTest
@@ -72,7 +72,7 @@ def write_bundle(output: Path, contents: Contents, check: Callable[[Path], None]
         work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         try:
             _fill(work, contents)
-            Bundle.open(work).verify()
+            Bundle.open(work, output).verify()
             check(work)
             work.chmod(0o755)
             put_in_place(work, output)
@@ -148,8 +148,11 @@ def _is_bundle(folder: Path) -> bool:
 
 def _fill(folder: Path, contents: Contents) -> None:
     """Copy, deduplicate, describe; the manifest, which lists the digests of all, comes last."""
-    listed: dict[str, FileEntry] = {PORTABLE_PATH: _copy(contents.portable, folder / PORTABLE_PATH)}
-    places: dict[tuple[str, ...], str] = {(listed[PORTABLE_PATH].sha256,): PORTABLE_PATH}
+    listed: dict[str, FileEntry] = {}
+    places: dict[tuple[str, ...], str] = {}
+    if contents.portable is not None:
+        listed[PORTABLE_PATH] = _copy(contents.portable, folder / PORTABLE_PATH)
+        places[(listed[PORTABLE_PATH].sha256,)] = PORTABLE_PATH
     variants: list[Variant] = []
     for variant, files in contents.variants:
         variants.append(_add_variant(folder, variant, files, listed, places))
@@ -165,6 +168,7 @@ def _fill(folder: Path, contents: Contents) -> None:
         refused=tuple(dict(entry) for entry in contents.refused),
         candidates=tuple(dict(entry) for entry in contents.candidates),
         provenance=dict(contents.provenance),
+        portable=contents.portable is not None,
     )
     describe(folder, manifest, listed)
 
@@ -178,6 +182,8 @@ def describe(folder: Path, manifest: Manifest, listed: Mapping[str, FileEntry]) 
         (folder / name).write_text(render(replace(manifest, files=dict(entries))), encoding="utf-8")
         entries[name] = file_entry(folder / name)
     data = to_json(replace(manifest, files=dict(sorted(entries.items()))))
+    if data["portable"]:  # as it always was: a runtime from before the key reads such a manifest
+        del data["portable"]
     (folder / MANIFEST_NAME).write_text(
         json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )

@@ -284,18 +284,24 @@ def slim(
     variant: Annotated[
         list[str] | None, typer.Option("--variant", metavar="NAME", help="Only this variant; may be repeated.")
     ] = None,
+    no_portable: Annotated[
+        bool, typer.Option("--no-portable", help="Leave the portable fp32 model out: nothing is left to fall back on.")
+    ] = False,
     json: console.Json = False,
 ) -> None:
     """Copy a bundle with only what a device can use.
 
-    The portable fp32 model stays in every bundle. The copy says where it comes from, and is not signed.
+    The portable fp32 model stays, so that the copy runs wherever onnxruntime does; --no-portable leaves it out, and
+    loading is refused where no variant can run. The copy says where it comes from, and is not signed.
 
     Example: deploykit bundle slim minilm.bundle -o pi.bundle --arch aarch64 --target onnxruntime
     """
     from deploykit.bundle import slim as library
     from deploykit.report.model import size_text
 
-    done = library.slim(bundle, output, library.Choice(arch, tuple(target or ()), tuple(variant or ())))
+    done = library.slim(
+        bundle, output, library.Choice(arch, tuple(target or ()), tuple(variant or ()), not no_portable)
+    )
     if done.unsigned:
         console.say(f"note: the signature of {bundle} is not for the copy: sign that again")
     if json:
@@ -315,7 +321,8 @@ def slim(
     for name, reason in done.dropped.items():
         typer.echo(f"left out: {name}: {reason}")
     sizes = [size_text(size) for size in (done.bytes_before, done.bytes_after, done.portable_bytes)]
-    typer.echo(f"{output}: {sizes[0]} became {sizes[1]}, of which {sizes[2]} are the portable model")
+    rest = f"of which {sizes[2]} are the portable model" if done.portable_bytes else "without the portable model"
+    typer.echo(f"{output}: {sizes[0]} became {sizes[1]}, {rest}")
     typer.echo(f"it holds: {', '.join(done.kept) or 'the portable model alone'}")
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from deploykit import settings
 from deploykit.errors import DeploykitError, UnknownNameError, nearest
-from deploykit.runtime.bundle import PORTABLE_PATH, Bundle
+from deploykit.runtime.bundle import Bundle
 from deploykit.runtime.install import pip_install
 
 ROWS = 32
@@ -114,7 +114,7 @@ def _plain(bundle: Bundle, name: str) -> Baseline | tuple[str, str]:
     if importlib.util.find_spec(target) is None:
         return f"{target} is not installed", pip_install("ort" if target == "onnxruntime" else target)
     options = {"bundle": str(bundle.root.resolve())}
-    size = bundle.manifest.files[PORTABLE_PATH].size
+    size = bundle.manifest.files[bundle.portable.path].size
     return Baseline(name, _WHAT[name], target, "fp32", size, f"{target}_subject", options)
 
 

@@ -82,15 +82,29 @@ class Bundle:
 
     @property
     def portable(self) -> Variant:
-        """The portable fp32 model on onnxruntime: the listed variant that uses it, or one made up for it."""
+        """The portable fp32 model on onnxruntime: the listed variant that uses it, or one made up for it.
+
+        `BundleError` where it was left out.
+        """
+        if not self.manifest.portable:
+            raise BundleError(
+                f"the bundle '{self.label}' was slimmed without its portable fp32 model, which is needed here",
+                hint="use the bundle that it was made from, or slim that again without --no-portable",
+            )
         for variant in self.manifest.variants:
             if replace(variant, name="", proof={}, audit={}, latency={}, drift={}, lowered={}) == _PORTABLE:
                 return variant
         return replace(_PORTABLE, name="portable")
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name; ``portable`` always exists."""
-        return self.portable if name in ("portable", self.portable.name) else self.manifest.variant(name)
+        """The variant of that name; ``portable`` exists unless it was left out."""
+        if name == "portable" or (self.manifest.portable and name == self.portable.name):
+            return self.portable
+        return self.manifest.variant(name)
+
+    def is_portable(self, variant: Variant) -> bool:
+        """Is it the portable fp32 model, and no other?"""
+        return self.manifest.portable and variant == self.portable
 
     def file(self, name: str) -> Path:
         """The path of the listed file ``name``."""
@@ -199,7 +213,8 @@ def _check(manifest: Manifest) -> None:
 
 
 def _mentioned(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield "the portable model", PORTABLE_PATH
+    if manifest.portable:
+        yield "the portable model", PORTABLE_PATH
     for variant in manifest.variants:
         yield f"the path of variant '{variant.name}'", variant.path
         if variant.path.endswith(".xml"):

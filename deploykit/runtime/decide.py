@@ -246,7 +246,7 @@ def _as_tried(
         passed.sort(key=lambda c: model_bytes(bundle, c.variant))
     else:
         passed = _by_speed(passed, {name: _or_inf(result.p50_ms) for name, result in found.items()})
-    untried = [c for c in _usable(listed) if c.variant.name == bundle.portable.name not in found]
+    untried = [c for c in _usable(listed) if bundle.is_portable(c.variant) and c.variant.name not in found]
     order = [(c.variant, _why(bundle, prefer, passed)) for c in passed] + [(c.variant, PORTABLE) for c in untried]
     rows = tuple(_row(c, found.get(c.variant.name)) for c in listed)
     return Decision(tuple(order), rows, notes, not order and any(r.cosine_min is not None for r in results))
@@ -276,7 +276,7 @@ def _why(bundle: Bundle, prefer: Prefer, passed: Sequence[Candidate]) -> str:
         return "the smallest that passes the self-test here"
     if len(passed) > 1:
         return f"the fastest of {len(passed)} that pass the self-test here"
-    return PORTABLE if passed[0].variant == bundle.portable else "the one that passes the self-test here"
+    return PORTABLE if bundle.is_portable(passed[0].variant) else "the one that passes the self-test here"
 
 
 def _row(candidate: Candidate, result: VariantResult | None) -> Row:

@@ -159,6 +159,8 @@ def _nothing_runs(bundle: Bundle, rows: Sequence[Row], decision: Decision) -> Mi
     hint = "build the bundle for this machine"
     if missing:
         hint = install_hint([bundle.variant(missing[-1]).target])
+    elif not bundle.manifest.portable:
+        hint = "its portable fp32 model was left out (--no-portable): use the whole bundle, which may run here"
     elif any("MiB of memory" in row.why for row in rows):
         hint = "free memory or raise this process's limit, or build the bundle with a smaller variant (int8)"
     return MissingError(f"no variant of {reasons}", hint=hint)

@@ -127,7 +127,8 @@ class Manifest:
     """``manifest.json``.
 
     ``refused`` keeps the variants that were asked for and did not pass, with the reason; ``candidates`` all that passed
-    their proof, those that were not taken among them: figures, and why or why not.
+    their proof, those that were not taken among them: figures, and why or why not. ``portable`` is False, and written,
+    only where the portable fp32 model was left out on demand.
     """
 
     schema: str
@@ -139,6 +140,7 @@ class Manifest:
     refused: tuple[dict[str, Any], ...] = ()
     candidates: tuple[dict[str, Any], ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    portable: bool = True
 
     def variant(self, name: str) -> Variant:
         """The variant of that name; `BundleError` lists what there is when it is absent."""

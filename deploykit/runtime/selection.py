@@ -132,7 +132,7 @@ def _lines(rows: Sequence[Row]) -> list[str]:
 
 
 def candidates(bundle: Bundle, prefer: Prefer, device: Device) -> list[Candidate]:
-    """Every variant in the order in which it should be tried, the portable model last."""
+    """Every variant in the order in which it should be tried, the portable model last if it is there."""
     manifest = bundle.manifest
     ordered: list[tuple[Variant, str, str]] = []
     if prefer == "size":
@@ -145,7 +145,8 @@ def candidates(bundle: Bundle, prefer: Prefer, device: Device) -> list[Candidate
         default = [v for v in manifest.variants if v.name == manifest.default]
         ordered += [(v, "the bundle's default", known.get(v.name, "not measured")) for v in default]
         ordered += [(v, f"the fastest measured, {known[v.name]}", known[v.name]) for v in by_speed]
-    ordered.append((bundle.portable, PORTABLE, PORTABLE))
+    if manifest.portable:
+        ordered.append((bundle.portable, PORTABLE, PORTABLE))
     ordered += [(v, "not measured", "not measured") for v in manifest.variants]
     first: dict[str, Candidate] = {}
     for variant, why, fact in ordered:

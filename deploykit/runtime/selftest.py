@@ -54,7 +54,7 @@ def selftest(bundle: Bundle, threads: int | None = None, isolated: bool = False)
 
     bundle.verify()
     names = [variant.name for variant in bundle.manifest.variants]
-    if bundle.portable.name not in names:
+    if bundle.manifest.portable and bundle.portable.name not in names:
         names.append(bundle.portable.name)
     if isolated:
         return decide.try_all(bundle, names, threads)

@@ -204,3 +204,52 @@ def test_a_damaged_bundle_is_not_slimmed(bundle, tmp_path):
 )
 def test_needs_tell_the_architecture(requires, architecture, runs):
     assert (foreign(Variant("v", "t", "p", "f", requires=requires), architecture) == "") is runs
+
+
+def test_the_portable_model_is_left_out_on_demand_and_the_manifest_says_it(bundle, tmp_path):
+    done = slim(bundle.root, tmp_path / "new.bundle", Choice(variants=["onnxruntime-int8"], portable=False))
+    assert (done.kept, done.portable_bytes) == (("onnxruntime-int8",), 0)
+    manifest = json.loads((done.bundle.root / "manifest.json").read_text())
+    assert manifest["portable"] is False
+    assert not any(name.startswith("models/fp32.") for name in manifest["files"])
+    assert "portable" not in manifest["selftest"]["min_cosine"]
+    assert manifest["provenance"]["slimmed"]["asked"]["no_portable"] is True
+    again = slim(done.bundle.root, tmp_path / "again.bundle", Choice())
+    assert not again.bundle.manifest.portable
+    assert "portable" not in json.loads((bundle.root / "manifest.json").read_text())
+
+
+def test_what_needs_the_portable_model_is_refused_with_the_way_out(bundle, tmp_path):
+    import deploykit
+
+    left = slim(bundle.root, tmp_path / "new.bundle", Choice(targets=["openvino"], portable=False)).bundle
+    for name in ("portable", "onnxruntime-fp32"):
+        with pytest.raises(BundleError, match=r"without its portable fp32 model|no variant 'onnxruntime-fp32'"):
+            left.variant(name)
+    with pytest.raises(BundleError, match=r"new\.bundle' was slimmed without its portable fp32 model"):
+        deploykit.load(left.root, "portable")
+    with pytest.raises(RecipeError, match="nothing is left"):
+        slim(bundle.root, tmp_path / "none.bundle", Choice(variants=["portable"], portable=False))
+
+
+def test_a_bundle_whose_only_variant_cannot_run_says_what_was_left_out(tmp_path):
+    import deploykit
+    from deploykit.errors import MissingError
+
+    model = tmp_path / "far.onnx"
+    model.write_bytes(b"far")
+    far = Variant("onnxruntime-int8", "onnxruntime", "int8", "models/far.onnx", requires={"architecture": ["s390x"]})
+    whole = made.bundle(tmp_path, variants=[(far, {"models/far.onnx": model})], default=far.name)
+    left = slim(whole.root, tmp_path / "left.bundle", Choice(variants=["onnxruntime-int8"], portable=False)).bundle
+    with pytest.raises(MissingError, match="no variant of") as refused:
+        deploykit.load(left.root)
+    assert "--no-portable" in refused.value.hint
+
+
+def test_a_manifest_that_lost_its_portable_model_is_still_refused(bundle):
+    path = bundle.root / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["files"]["models/fp32.onnx"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match="which the manifest does not list"):
+        Bundle.open(bundle.root)

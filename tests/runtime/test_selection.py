@@ -23,7 +23,7 @@ def _everything_is_installed(monkeypatch):
 def bundle(*variants, default=""):
     sizes = {v.path: FileEntry("0" * 64, 100 - i) for i, v in enumerate(variants)}
     manifest = SimpleNamespace(
-        variants=variants, default=default, files={PORTABLE.path: FileEntry("0" * 64, 500), **sizes}
+        portable=True, variants=variants, default=default, files={PORTABLE.path: FileEntry("0" * 64, 500), **sizes}
     )
     return SimpleNamespace(manifest=manifest, portable=PORTABLE)
 

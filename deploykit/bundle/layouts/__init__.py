@@ -135,7 +135,7 @@ def _best(bundle: Bundle, module: ModuleType) -> Variant:
 
 
 def _serves(bundle: Bundle, module: ModuleType, variant: Variant) -> bool:
-    return variant.target in module.TARGETS or variant == bundle.portable
+    return variant.target in module.TARGETS or bundle.is_portable(variant)
 
 
 def _p50_ms(variant: Variant) -> float:

@@ -58,8 +58,9 @@ def check_model(bundle: Bundle, variant: Variant, control_flow: bool = False) ->
 
 def check_models(bundle: Bundle, control_flow: bool = False) -> None:
     """`check_model` of every variant, the portable model among them; each file once."""
-    _check_file(bundle, bundle.portable.path, control_flow)
-    seen = {bundle.portable.path}
+    seen = {bundle.portable.path} if bundle.manifest.portable else set()
+    for path in seen:
+        _check_file(bundle, path, control_flow)
     for variant in bundle.manifest.variants:
         if variant.target in OWN_TARGETS:
             check_settings(variant)
@@ -169,7 +170,7 @@ def _onnx_checker(bundle: Bundle) -> bool:
     except ImportError:
         return False
     own = {v.path for v in bundle.manifest.variants if v.target in OWN_TARGETS and v.path.endswith(".onnx")}
-    for name in sorted({bundle.portable.path, *own}):
+    for name in sorted({*([bundle.portable.path] if bundle.manifest.portable else []), *own}):
         try:
             checker.check_model(str(bundle.root / name))
         except Exception as error:  # onnx raises its own errors, protobuf's and plain ones
