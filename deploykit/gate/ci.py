@@ -58,7 +58,9 @@ def write(folder: Path, gate: Pipeline, systems: Sequence[str] = SYSTEMS) -> lis
 
 def _variables(gate: Pipeline, indent: str) -> str:
     """The lines of the variables, and none for what is left to the defaults."""
-    values = {"CANDIDATE": gate.candidate, "BASELINE": gate.baseline, "DATA": gate.data, "BUDGET": gate.budget}
+    # By place, not by name: a name on an index is whoever claimed it first.
+    values = {"DEPLOYKIT": f"./deploykit-{deploykit.__version__}"}
+    values |= {"CANDIDATE": gate.candidate, "BASELINE": gate.baseline, "DATA": gate.data, "BUDGET": gate.budget}
     return "\n".join(f"{indent}{name}: {_quoted(value)}" for name, value in values.items() if value)
 
 
@@ -91,6 +93,7 @@ jobs:
     runs-on: ubuntu-latest
     timeout-minutes: 60
     env:
+      # DEPLOYKIT: a checkout or a wheel of deploykit that this repository holds, or fetches in a step of its own.
 {_variables(gate, "      ")}
     steps:
       - uses: actions/checkout@v4
@@ -100,7 +103,7 @@ jobs:
         with:
           python-version: "3.11"
       - name: Install deploykit
-        run: pip install "deploykit[{_EXTRAS}]=={deploykit.__version__}"
+        run: pip install "$DEPLOYKIT[{_EXTRAS}]"
       - name: Build the candidate and fetch the baseline
         run: |
           echo "replace this step: it makes $CANDIDATE, and fetches $BASELINE"
@@ -130,9 +133,10 @@ deploykit-gate:
   rules:
     - if: $CI_PIPELINE_SOURCE == "merge_request_event"
   variables:
+    # DEPLOYKIT: a checkout or a wheel of deploykit that this repository holds, or fetches before.
 {_variables(gate, "    ")}
   script:
-    - pip install "deploykit[{_EXTRAS}]=={deploykit.__version__}"
+    - pip install "$DEPLOYKIT[{_EXTRAS}]"
     # Replace this: it makes $CANDIDATE, and fetches $BASELINE.
     - test -e "${{CANDIDATE%@*}}" && test -e "${{BASELINE%@*}}"
     - mkdir -p gate
