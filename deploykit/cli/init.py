@@ -45,9 +45,9 @@ def ci(
 ) -> None:
     """Write a pipeline that gates every change.
 
-    For GitHub .github/workflows/deploykit-gate.yml, for GitLab .gitlab/deploykit-gate.yml. Each installs deploykit
-    from the place that its variable DEPLOYKIT names, runs the gate, and keeps JUnit, a page and the result; the step that builds the bundle is yours to
-    fill in. A file that is there already is never written over.
+    For GitHub .github/workflows/deploykit-gate.yml, for GitLab .gitlab/deploykit-gate.yml. Each installs deploykit from
+    the place that its variable DEPLOYKIT names, runs the gate, and keeps JUnit, a page and the result; the step that
+    builds the bundle is yours to fill in. A file that is there already is never written over.
 
     Example: deploykit init ci --for github --data texts.txt
     """
