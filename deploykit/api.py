@@ -47,6 +47,10 @@ def export(
     std: Sequence[float] | None = None,
     audio: int | None = None,
     text: str | Path | None = None,
+    bind: Mapping[str, str] | None = None,
+    output_name: str | None = None,
+    axes: Mapping[str, str] | None = None,
+    example: str | Path | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     judge: bool = True,
@@ -60,7 +64,8 @@ def export(
     ``pooling`` to ``outputs`` are the options of `deploykit.sources.Options`: ``dim=256`` keeps the first 256 numbers
     of a vector, and with ``prompts={"query": "query: "}`` a call ``encode(texts, kind="query")`` puts that before each
     text; ``outputs=["token_embeddings"]`` adds what ``encode(texts, output="token_embeddings")`` gives.
-    ``architecture`` to ``text`` are those for modules of one's own: their class, and what they take. ``judge`` False
+    ``architecture`` to ``text`` are those for modules of one's own: their class, and what they take; ``bind`` to
+    ``example`` are those of an ``.onnx`` and of preprocessed tensors. ``judge`` False
     leaves out the comparison with the library that the model comes from. Variants that did not pass are announced by a
     `UserWarning` and kept, with the reason, in ``bundle.manifest.refused``. Raises a `DeploykitError` otherwise.
     """
@@ -96,6 +101,10 @@ def export(
                 "std": None if std is None else list(std),
                 "audio": audio,
                 "text": None if text is None else str(text),
+                "bind": None if bind is None else dict(bind),
+                "output_name": output_name,
+                "axes": None if axes is None else dict(axes),
+                "example": None if example is None else str(example),
                 "revision": revision,
                 "trust_remote_code": trust_remote_code,
             },

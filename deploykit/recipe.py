@@ -242,6 +242,8 @@ def _source(data: Mapping[str, Any], where: str, base: Path | None) -> SourceSec
     if not model.strip():
         raise RecipeError(f"{place} names no model", hint='add model = "a folder, a hub id, a .pt2 or an .onnx"')
     options = settings.read(SourceOptions, {k: v for k, v in data.items() if k != "model"}, place)
+    if options.example:
+        options = dataclasses.replace(options, example=_data_from_base(options.example, base))
     for name, counts in _COUNTS.items():
         value = getattr(options, name)
         if value is not None and value < 1:

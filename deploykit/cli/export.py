@@ -90,6 +90,24 @@ _NORMALIZE = typer.Option(
     help="Scale vectors to length 1, or leave them. Default: as the model says.",
     show_default=False,
 )
+_BIND = typer.Option(
+    metavar="NAME=VALUE",
+    help="Make an input of an .onnx a constant: zeros, ones, a number or FILE.npy, such as state=zeros or sr=16000; "
+    "repeat it for several.",
+)
+_OUTPUT_NAME = typer.Option(
+    metavar="NAME", help="The output of an .onnx that is the embedding. Default: found by name and rank."
+)
+_AXIS = typer.Option(
+    metavar="NAME=SIZES",
+    help="Sizes of a dynamic axis of preprocessed tensors: length=1:2048, or one for good: width=320; repeat it for "
+    "several. Default: found by trying.",
+)
+_EXAMPLE = typer.Option(
+    metavar="FILE.npz",
+    help="Preprocessed tensors to prove with, by input name, the first axis counting the inputs. Default: the "
+    "evaluation or calibration data if they are an .npz, else random numbers.",
+)
 _REVISION = typer.Option(metavar="REV", help="Branch, tag or commit of a Hugging Face id.")
 _TRUST = typer.Option("--trust-remote-code", help="Run Python code that the model brings along: only if you trust it.")
 _JUDGE = typer.Option(
@@ -130,6 +148,10 @@ def export(
     std: Annotated[str | None, own.STD] = None,
     audio: Annotated[int | None, own.AUDIO] = None,
     text: Annotated[str | None, own.TEXT] = None,
+    bind: Annotated[list[str] | None, _BIND] = None,
+    output_name: Annotated[str | None, _OUTPUT_NAME] = None,
+    axis: Annotated[list[str] | None, _AXIS] = None,
+    example: Annotated[str | None, _EXAMPLE] = None,
     revision: Annotated[str | None, _REVISION] = None,
     trust_remote_code: Annotated[bool, _TRUST] = False,
     judge: Annotated[bool, _JUDGE] = True,
@@ -163,7 +185,7 @@ def export(
             "tower": tower,
             "route": route,
             "preprocess": preprocess,
-            "prompts": _prompts(prompt),
+            "prompts": _named("--prompt", "'query=query: '", prompt),
             "outputs": _split(also) or None,
             "pooling": pooling,
             "normalize": normalize,
@@ -178,6 +200,10 @@ def export(
                 audio=audio,
                 text=text,
             ),
+            "bind": _named("--bind", "state=zeros", bind),
+            "output_name": output_name,
+            "axes": _named("--axis", "length=1:2048", axis),
+            "example": example,
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         },
@@ -192,16 +218,16 @@ def export(
         steps.carry_out(recipe, None, json)
 
 
-def _prompts(given: list[str] | None) -> dict[str, str] | None:
+def _named(option: str, example: str, given: list[str] | None) -> dict[str, str] | None:
     """``query=query: `` by its name; what stands behind the first ``=`` is kept as it is, blanks at its end too."""
     found: dict[str, str] = {}
     for text in given or ():
-        name, mark, prompt = text.partition("=")
+        name, mark, value = text.partition("=")
         if not mark or not name.strip():
-            raise RecipeError(f"--prompt is '{text}', not NAME=TEXT", hint="write --prompt 'query=query: '")
+            raise RecipeError(f"{option} is '{text}', not NAME=TEXT", hint=f"write {option} {example}")
         if name.strip() in found:
-            raise RecipeError(f"--prompt names '{name.strip()}' twice", hint="give each name one text")
-        found[name.strip()] = prompt
+            raise RecipeError(f"{option} names '{name.strip()}' twice", hint="give each name one text")
+        found[name.strip()] = value
     return found or None
 
 

@@ -69,7 +69,7 @@ def export(source: Source, options: ExportOptions, out: Path) -> tuple[Exported,
         raise ExportError(f"there is no exporter '{options.exporter}'", hint="auto, dynamo or torchscript")
     path = out / "model.onnx"
     if source.model_path is not None:
-        return _adopt(source, source.model_path, path)
+        return _adopt(source, source.model_path, options.opset, path)
     if source.module is not None:
         plain_weights(source.module)
     cases = prove.make_cases(source, reference(source), further(source))
@@ -339,15 +339,34 @@ def _onnxruntime(path: Path, card: Card) -> Iterator[Engine]:
         engine.close()
 
 
-def _adopt(source: Source, given: Path, path: Path) -> tuple[Exported, list[prove.Case]]:
-    """Take over a model that already is ONNX: the model as given, unoptimised, is its own reference."""
+def _adopt(source: Source, given: Path, opset: int, path: Path) -> tuple[Exported, list[prove.Case]]:
+    """Take over a model that already is ONNX: the model as given, unoptimised, is its own reference.
+
+    Operators of an older opset are converted; if that fails or is wrong they stay, which is in the notes.
+    """
     import onnx
+
+    from deploykit.graph.opset import opset_of, raised
 
     check_axes(onnx.load(given, load_external_data=False), source.card)
     cases = prove.make_cases(source, reference(source))
-    save(onnx.load(given), path)
-    proof = _finish(source.card, path, cases)
-    return Exported(path, "none: the source is ONNX", proof, ()), cases
+    have = opset_of(model := onnx.load(given))
+    newer, why = raised(model, opset)
+    told = tuple(source.card.provenance.get("notes", ()))
+    notes = (f"its operators are of opset {opset_of(newer)}, not {opset}: {why}",) if why else ()
+    exporter = "none: the source is ONNX"
+    if opset_of(newer) == have:
+        save(model, path)
+        return Exported(path, exporter, _finish(source.card, path, cases), (*told, *notes)), cases
+    try:
+        save(newer, path)
+        proof = _finish(source.card, path, cases)
+        notes = (f"its operators were converted from opset {have} to {opset_of(newer)}", *notes)
+    except Exception as error:  # the converter, or an engine on what it wrote
+        save(model, path)
+        proof = _finish(source.card, path, cases)
+        notes = (f"its operators stay of opset {have}: converted to {opset_of(newer)}, {_first_line(error)}",)
+    return Exported(path, exporter, proof, (*told, *notes)), cases
 
 
 def _reference_session(path: Path, card: Card) -> Callable[[prove.Feeds], np.ndarray]:

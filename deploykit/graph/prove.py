@@ -72,10 +72,10 @@ class Score:
         return self.cosine >= tolerance.cosine and self.relative_error <= tolerance.relative_error
 
 
-def matrix(sizes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+def matrix(sizes: Mapping[str, Sequence[int]], batches: Sequence[int] = BATCHES) -> list[dict[str, int]]:
     """Every batch size x every combination of the axes' sizes, smallest first; of long texts the smaller batches."""
     axes = list(sizes)
-    points = itertools.product(BATCHES, *(sizes[axis] for axis in axes))
+    points = itertools.product(batches, *(sizes[axis] for axis in axes))
     named = [{"batch": point[0], **dict(zip(axes, point[1:], strict=True))} for point in points]
     return [at for at in named if at["batch"] < max(BATCHES) or at.get("length", 0) <= LONG_TOKENS]
 
@@ -90,7 +90,7 @@ def make_cases(
     Raises `ProofError` when it gives NaN or infinity itself.
     """
     cases = []
-    for seed, at in enumerate(matrix(source.sizes)):
+    for seed, at in enumerate(matrix(source.sizes, _batches(source))):
         inputs = source.make_inputs(at["batch"], {k: v for k, v in at.items() if k != "batch"}, seed)
         feeds = {name: np.asarray(tensor) for name, tensor in inputs.items()}
         try:
@@ -110,6 +110,12 @@ def make_cases(
             )
         cases.append(Case(at, feeds, answer, others))
     return cases
+
+
+def _batches(source: Source) -> tuple[int, ...]:
+    """The batch sizes of the proof; one if the model takes no other."""
+    fixed = [spec.shape[0] for spec in source.card.inputs if isinstance(spec.shape[0], int)]
+    return (min(fixed),) if fixed else BATCHES
 
 
 def one_batch_a_size(cases: Sequence[Case]) -> list[Case]:
@@ -250,7 +256,11 @@ def _advice(scores: Sequence[Score], failed: Sequence[Score], tolerance: Toleran
         right = {s.at[axis] for s in scores if id(s) not in bad}
         if wrong.isdisjoint(right):
             sizes = ", ".join(map(str, sorted(wrong)))
-            return f"axis '{axis}' decides: wrong at {sizes}, right at every other size"
+            fact = f"axis '{axis}' decides: wrong at {sizes}, right at every other size"
+            # The smallest and largest sizes of preprocessed tensors were found by trying on one engine alone.
+            least, most = (f(s.at[axis] for s in scores) for f in (min, max))
+            bounds = f" (--axis {axis}={min(right)}:{max(right)} leaves it out, of preprocessed tensors)"
+            return fact + (bounds if axis not in ("batch", "length") and wrong & {least, most} else "")
     return _combinations(failed, [s for s in scores if id(s) not in bad])
 
 

@@ -46,6 +46,9 @@ _LOWER_PACKAGES = (*_ENGINE_PACKAGES, "onnx-ir", "nncf")
 _SAMPLE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tokenizers", "pillow", "soundfile", "numpy")
 
 
+_TAKE_EXAMPLES = ("onnx", "module")
+
+
 def variant_name(target: str, precision: str) -> str:
     """``TARGET-PRECISION``, and no word of it twice: a name from another package may hold the other one already."""
     if target == precision or target.endswith(f"-{precision}"):
@@ -207,12 +210,14 @@ def _is_searched(recipe: Recipe, variant: Wanted) -> bool:
 
 
 def _export_step(recipe: Recipe, identity: Identity) -> Step:
+    source = _with_example(recipe, identity)
     return Step(
         name="export",
         action=f"{_ACTIONS}:export",
         options={
             "model": recipe.source.model,
-            "source": plain(recipe.source.options),
+            "source": plain(source),
+            **({"example": digests.of(source.example)} if source.example else {}),
             "kind": identity.kind,
             "location": _place(identity.location, recipe.source.options),
             "opset": recipe.export.opset,
@@ -267,6 +272,15 @@ def _judge_step(recipe: Recipe, identity: Identity) -> Step:
         watch=Watch(_roots(identity.location)),
         facts={"by": identity.kind},
     )
+
+
+def _with_example(recipe: Recipe, identity: Identity) -> sources.Options:
+    """The source's options; of what takes preprocessed tensors the proof takes the user's data if there are any."""
+    options = recipe.source.options
+    given = (spec for spec in (recipe.evaluation.data, recipe.calibration.data) if spec.endswith(".npz"))
+    if options.example or identity.kind not in _TAKE_EXAMPLES:
+        return options
+    return replace(options, example=next(given, None))
 
 
 def _samples_step(recipe: Recipe, wanted: Sequence[Wanted]) -> Step:

@@ -233,11 +233,12 @@ def _items(preprocessor: Preprocessor, dataset: Dataset, places: Sequence[int]) 
 
 def _batches(items: Sequence[Item], card: Card, preprocessor: Preprocessor) -> list[tuple[list[int], Feeds]]:
     """Batches of inputs of like size, with the places of their rows."""
-    pads = shape_of(card, "fp32", 1).pads
+    shape = shape_of(card, "fp32", 1, batch_size=_BATCH)
+    pads, rows = shape.pads, shape.budget.rows
     order = sorted(range(len(items)), key=lambda i: (items[i].cost, i))
     batches: list[tuple[list[int], Feeds]] = []
-    for start in range(0, len(order), _BATCH):
-        group = order[start : start + _BATCH]
+    for start in range(0, len(order), rows):
+        group = order[start : start + rows]
         if items[group[0]].cost == items[group[-1]].cost or pads:
             batches.append((group, preprocessor.collate([items[i] for i in group])))
         else:

@@ -12,6 +12,7 @@ from deploykit.bundle.write import INPUTS_ARRAYS, INPUTS_TEXT, write_selftest
 from deploykit.data import tokens
 from deploykit.errors import SourceError
 from deploykit.graph.prove import LONG_TOKENS, Case, Feeds
+from deploykit.runtime.batching import shape_of
 from deploykit.runtime.manifest import Card
 from deploykit.runtime.preprocess import Preprocessor, open_preprocessor
 from deploykit.sources import Source
@@ -77,14 +78,25 @@ def raw_inputs(source: Source) -> Any:
 
 
 def latency_feeds(card: Card, folder: Path) -> dict[str, Mapping[str, np.ndarray]]:
-    """The workloads that variants are compared on: one input, and a batch of 32 of like length."""
+    """The workloads that variants are compared on: one input, and a batch of 32 of like length.
+
+    Of large preprocessed tensors it has as many as an encoder puts into one batch.
+    """
     if card.modality == "tensor":
         with np.load(folder / INPUTS_ARRAYS, allow_pickle=False) as arrays:
             one = {name: arrays[name][:1] for name in arrays.files}
-        return {"single": one, "batch": {name: np.repeat(array, 32, axis=0) for name, array in one.items()}}
+        if any(isinstance(spec.shape[0], int) for spec in card.inputs):  # it takes no other batch
+            return {"single": one}
+        rows = _rows(card, one)
+        return {"single": one, "batch": {name: np.repeat(array, rows, axis=0) for name, array in one.items()}}
     preprocessor = open_preprocessor(card, folder)
     inputs = _typical(card, folder)
     return {"single": _collate(preprocessor, inputs[:1]), "batch": _collate(preprocessor, inputs)}
+
+
+def _rows(card: Card, one: Mapping[str, np.ndarray]) -> int:
+    budget = shape_of(card, "fp32", 1).budget
+    return max(1, min(budget.rows, budget.cost // max(array.size for array in one.values())))
 
 
 def _typical(card: Card, folder: Path) -> list[Any]:

@@ -26,14 +26,25 @@ Where the best graph depends on the machine, ``resolve(options) -> Options`` put
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploykit.errors import RecipeError
 from deploykit.runtime import hardware
 from deploykit.runtime.manifest import Card
+
+if TYPE_CHECKING:
+    import onnx
+
+_QUANTIZED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+    | {"DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "MatMulNBits"}
+)
 
 #: Kernels for a CPU with any of these add products of 8 bits in 32 bits: x86's VNNI, and every 64-bit ARM. Others
 #: saturate at 16, unless a bit of the weights is given up.
@@ -54,6 +65,22 @@ class Task:
     card: Card
     form: str = ""
     calibration: Sequence[Feeds] = ()
+
+
+def refuse_quantized(model: onnx.ModelProto, precision: str) -> None:
+    """`RecipeError` for a graph that was quantized before: its ranges are lost if they are rounded once more."""
+    found = Counter(node.op_type for node in model.graph.node if is_quantized(node.op_type))
+    if found:
+        listed = ", ".join(f"{count} {name}" for name, count in found.most_common(3))
+        raise RecipeError(
+            f"the model is quantized already ({listed}), and {precision} would quantize it again",
+            hint="fp32 runs it as it is (-p fp32); for another int8 give the model that it was quantized from",
+        )
+
+
+def is_quantized(operator: str) -> bool:
+    """Whether an operator of this name reads or writes quantized numbers."""
+    return operator in _QUANTIZED or operator.startswith(("QLinear", "QAttention", "QGemm", "QEmbed"))
 
 
 def adds_int8_exactly() -> bool:

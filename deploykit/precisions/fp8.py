@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit.graph.prove import Tolerance
-from deploykit.precisions import Task
+from deploykit.precisions import Task, refuse_quantized
 
 CALIBRATED = True
 FORMS = {"tensorrt": "symmetric", "tensorrt-rtx": "symmetric"}
@@ -40,10 +40,13 @@ def lower(task: Task, options: Options, out: Path) -> dict[str, Any]:
     Raises `RecipeError` where there is too little to calibrate on or no product to quantize, `UnknownNameError` for a
     kind that does not exist, `ExportError` below opset 19, `CheckError` for activations that are not finite.
     """
+    import onnx
+
     from deploykit.quantize import symmetric
     from deploykit.quantize.qdq import Scheme
     from deploykit.quantize.static import Method
 
+    refuse_quantized(onnx.load(task.model, load_external_data=False), "fp8")
     scheme = Scheme("float8e4m3fn", keep=options.keep)
     method = Method(smooth="off", clip=False, correct_bias=False)
     return symmetric.lower(task, scheme, method, options.remainder, out)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit.graph.prove import Tolerance
-from deploykit.precisions import EXACT_INT8, Task, adds_int8_exactly
+from deploykit.precisions import EXACT_INT8, Task, adds_int8_exactly, refuse_quantized
 
 CALIBRATED = True
 FORMS = {
@@ -59,6 +59,9 @@ def lower(task: Task, options: Options, out: Path) -> dict[str, Any]:
     Raises `RecipeError` where there is too little to calibrate on or no product to quantize, `UnknownNameError` for a
     kind that does not exist, `CheckError` for activations that are not finite.
     """
+    import onnx
+
+    refuse_quantized(onnx.load(task.model, load_external_data=False), "int8")
     if task.form == "openvino":
         from deploykit.quantize import with_nncf
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from deploykit.errors import RecipeError, UnknownNameError, nearest
 from deploykit.graph.prove import Tolerance
-from deploykit.precisions import EXACT_INT8, Task, adds_int8_exactly
+from deploykit.precisions import EXACT_INT8, Task, adds_int8_exactly, refuse_quantized
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -97,7 +97,9 @@ def lower(task: Task, options: Options, out: Path) -> dict[str, Any]:
     from deploykit.quantize.products import find
 
     options = resolve(options)
-    model = ir.from_proto(onnx.load(task.model))
+    proto = onnx.load(task.model)
+    refuse_quantized(proto, "int8-dynamic")
+    model = ir.from_proto(proto)
     weighted = [product for product in find(model) if product.is_weighted]
     products = [product for product in weighted if product.op != "Conv"]
     if not products:

@@ -49,6 +49,9 @@ class Options:
     takes the model's own tensors. ``prompts`` are put before texts, by the name that ``encode(kind=…)`` gives: they are
     added to those of the source's own files, and stand in the place of one of the same name. ``outputs`` (such as
     token_embeddings, hidden:-2, pooled:-2, pooler) are given beside the embedding (`deploykit.sources._further`).
+    Of an ``.onnx``: ``bind`` makes inputs constants ({"state": "zeros", "sr": "16000"}), ``output_name`` is the output
+    that is the embedding. ``axes`` are sizes of dynamic axes ({"length": "1:2048"}, or one size for good), ``example``
+    is an ``.npz`` of inputs to prove with: of what takes preprocessed tensors.
 
     A module of one's own says no more than its code: ``architecture`` is the class of bare weights
     (package.module:Class) and ``init`` its arguments; one of ``image`` (an edge in pixels, or height and width),
@@ -77,6 +80,10 @@ class Options:
     std: tuple[float, ...] | None = None
     audio: int | None = None
     text: str | None = None
+    bind: Mapping[str, str] | None = None
+    output_name: str | None = None
+    axes: Mapping[str, str] | None = None
+    example: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
 

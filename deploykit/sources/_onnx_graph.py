@@ -1,4 +1,4 @@
-"""Reading and extending ONNX graphs: inputs, the output that is the embedding, and a pooling head behind it."""
+"""Running ONNX graphs, and extending them: a pooling head behind the output that is the embedding."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.errors import MissingError, SourceError
+from deploykit.graph.opset import opset_of, raised
 from deploykit.graph.weights import ONE_FILE, constant_bytes
 from deploykit.runtime.install import pip_install
-from deploykit.runtime.manifest import TensorSpec
 from deploykit.sources import Options
 from deploykit.sources._checkpoint import first_line
 from deploykit.sources._text import scratch_folder
@@ -21,74 +21,10 @@ if TYPE_CHECKING:
 
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
-_EMBEDDINGS = ("sentence_embedding", "image_embeds", "text_embeds", "embedding", "embeddings", "pooler_output")
-_TOKENS = ("token_embeddings", "last_hidden_state")
+EMBEDDINGS = ("sentence_embedding", "image_embeds", "text_embeds", "embedding", "embeddings", "pooler_output")
+TOKENS = ("token_embeddings", "last_hidden_state")
 _MASK = "attention_mask"
-_OLDEST_OPSET, _FIRST_OF_DYNAMO = 13, 18
-
-
-def load(path: Path) -> onnx.ModelProto:
-    """The checked model; `SourceError` with the checker's reason when it is damaged or incomplete."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingError("onnx is not installed", hint=pip_install("export")) from error
-    try:
-        onnx.checker.check_model(str(path))
-        return onnx.load(str(path))
-    except Exception as error:
-        hint = "the file or a weight file beside it is missing or cut off: fetch or export it again"
-        raise SourceError(f"{path} is not a valid ONNX model: {first_line(error)}", hint=hint) from error
-
-
-def inputs_of(model: onnx.ModelProto, name: str) -> tuple[TensorSpec, ...]:
-    """The graph's inputs with the axis names that deploykit uses; `SourceError` when the batch is fixed."""
-    from onnx.helper import tensor_dtype_to_np_dtype
-
-    constants = {tensor.name for tensor in model.graph.initializer}
-    axes: dict[str, str] = {}
-    specs = []
-    for value in model.graph.input:
-        if value.name in constants:
-            continue
-        dims = value.type.tensor_type.shape.dim
-        if not dims or dims[0].HasField("dim_value"):
-            fixed = dims[0].dim_value if dims else "nothing"
-            hint = "export it again with a dynamic batch axis"
-            raise SourceError(f"the first axis of '{value.name}' in {name} is fixed at {fixed}", hint=hint)
-        shape = tuple(_axis(i, dim, len(dims), axes) for i, dim in enumerate(dims))
-        dtype = tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        specs.append(TensorSpec(value.name, str(np.dtype(dtype)), shape))
-    return tuple(specs)
-
-
-def _axis(position: int, dim: Any, rank: int, axes: dict[str, str]) -> int | str:
-    if dim.HasField("dim_value"):
-        return int(dim.dim_value)
-    if position == 0:
-        return "batch"
-    usual = {(1, 2): "length", (1, 3): "length", (2, 4): "height", (3, 4): "width"}.get(
-        (position, rank), f"axis{position}"
-    )
-    symbol = dim.dim_param or usual
-    return axes.setdefault(symbol, usual if usual not in axes.values() else f"{usual}_{len(axes)}")
-
-
-def output_of(model: onnx.ModelProto, options: Options, name: str) -> str:
-    """The output to embed with: token vectors when a pooling is asked for, else the embedding."""
-    rank = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.output}
-    pooled = options.pooling not in (None, "none", "pooler")
-    wanted, order = (3, _TOKENS) if pooled else (2, _EMBEDDINGS)
-    fitting = [output for output in rank if rank[output] == wanted]
-    chosen = next((output for output in order if output in fitting), fitting[0] if len(fitting) == 1 else None)
-    if chosen is not None:
-        return chosen
-    listed = ", ".join(f"{output} (rank {count})" for output, count in rank.items())
-    if not pooled and 3 in rank.values():
-        hint = "its token vectors need a pooling: mean, cls, last, max, mean_sqrt_len or weighted_mean"
-    else:
-        hint = f"one output of rank {wanted} is needed, named {' or '.join(order)} where there are several"
-    raise SourceError(f"{name} has no output that is the embedding: {listed}", hint=hint)
+_OLDEST_OPSET, _OPSET_OF_HEADS, _FIRST_OF_DYNAMO = 13, 17, 18
 
 
 def extend(model: onnx.ModelProto, output: str, new_name: str, options: Options) -> onnx.ModelProto:
@@ -96,6 +32,8 @@ def extend(model: onnx.ModelProto, output: str, new_name: str, options: Options)
     import onnx
     from onnx import compose, helper
 
+    if _is_extended(options) and opset_of(model) < _OLDEST_OPSET:
+        model, _ = raised(model, _OPSET_OF_HEADS)
     body = onnx.ModelProto()
     body.CopyFrom(model)
     kept = next(value for value in model.graph.output if value.name == output)
@@ -122,6 +60,10 @@ def extend(model: onnx.ModelProto, output: str, new_name: str, options: Options)
     return joined
 
 
+def _is_extended(options: Options) -> bool:
+    return options.pooling not in (None, "none", "pooler") or bool(options.dim or options.normalize)
+
+
 def _head(model: onnx.ModelProto, options: Options) -> onnx.ModelProto | None:
     """Pooling, truncation and normalisation as an ONNX model of the same opset; None when there is nothing to add."""
     import torch
@@ -132,7 +74,7 @@ def _head(model: onnx.ModelProto, options: Options) -> onnx.ModelProto | None:
     extra = stages(options, bool(options.normalize))
     if not pooled and not extra:
         return None
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     if opset < _OLDEST_OPSET:
         hint = "export it again with opset 20, or leave pooling, dim and normalize out"
         raise SourceError(f"nothing can be appended to a model of opset {opset}", hint=hint)
@@ -177,14 +119,19 @@ def save(model: onnx.ModelProto) -> Path:
     return path
 
 
-def runner(path: Path, output: str, name: str) -> Run:
-    """Feeds to the embedding on onnxruntime's CPU; `SourceError` with its message when the model cannot run."""
+def runner(path: Path, output: str, name: str, *, as_it_is: bool = False) -> Run:
+    """Feeds to one output on onnxruntime's CPU, ``as_it_is`` without its rewriting of graphs.
+
+    Raises `SourceError` with its message when the model cannot run.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingError("onnxruntime is not installed", hint=pip_install("ort")) from error
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
+    if as_it_is:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     hint = "an operator of it has no kernel or fails: export the model anew with standard operators"
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])

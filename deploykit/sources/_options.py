@@ -20,6 +20,10 @@ _WHERE = {
     "init": "it holds the arguments of the class of bare weights",
     **dict.fromkeys(("image", "audio", "text"), "it says what a module of your own takes"),
     **dict.fromkeys(("resize", "resample", "mean", "std"), "it goes with image, for a module of your own"),
+    "bind": "it makes inputs of an .onnx constants",
+    "output_name": "it picks one of the outputs of an .onnx",
+    "axes": "it is for what takes preprocessed tensors; the longest text is max_length",
+    "example": "it is for what takes preprocessed tensors",
     "outputs": "only encoders from a transformers or sentence-transformers folder give more than one",
 }
 

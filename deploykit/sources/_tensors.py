@@ -6,16 +6,17 @@ Importing this module imports torch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deploykit.errors import SourceError
 from deploykit.runtime.manifest import TensorSpec
-from deploykit.sources import Options, Source
+from deploykit.sources import Options, Source, _axes, _examples
 from deploykit.sources._assemble import Parts, assemble, explained
 from deploykit.sources._encoders import Head, Named, only_tensor, renormalized, stages
 from deploykit.sources._options import only
@@ -27,10 +28,14 @@ _AXES = {2: ("length",), 3: ("length", "axis2"), 4: ("axis1", "height", "width")
 
 @dataclass(frozen=True)
 class TensorInput:
-    """Named tensors like the examples, at any batch size and any size of the dynamic axes."""
+    """Named tensors like the examples, at any batch size and any size of the dynamic axes.
+
+    ``pool`` are real inputs, which then are taken as they are: cut or repeated where another size is wanted.
+    """
 
     specs: tuple[TensorSpec, ...]
     examples: Mapping[str, Tensor]
+    pool: Mapping[str, np.ndarray] | None = None
 
     def make(self, batch: int, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
         """Values drawn from the range of the examples; an ``attention_mask`` pads every row but the first."""
@@ -38,7 +43,9 @@ class TensorInput:
         tensors = {}
         for spec in self.specs:
             shape = [batch, *(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape[1:])]
-            if spec.name == _MASK:
+            if self.pool is not None:
+                tensors[spec.name] = torch.from_numpy(_examples.rows(self.pool[spec.name], shape, seed * batch))
+            elif spec.name == _MASK:
                 tensors[spec.name] = _mask(shape, self.examples[spec.name].dtype)
             else:
                 tensors[spec.name] = _like(self.examples[spec.name], shape, generator)
@@ -95,7 +102,7 @@ def open_tensors(
 
     ``fixed``: only the batch may vary.
     """
-    only(options, ("pooling", "normalize", "dim", "preprocess"), f"{name} takes ready tensors")
+    only(options, ("pooling", "normalize", "dim", "preprocess", "axes", "example"), f"{name} takes ready tensors")
     pooled = options.pooling not in (None, "none")
     with explained(name, examples), torch.inference_mode():
         output = only_tensor(body(**examples))
@@ -108,15 +115,16 @@ def open_tensors(
     module = Named(body, list(examples), head, keywords=list(examples)).eval()
     # Judged before vectors are cut: behind that, an axis that makes them longer could not be told.
     whole = Named(body, list(examples), Head(modes, []), keywords=list(examples)).eval()
-    sizes = {} if fixed else _dynamic_axes(name, whole, examples)
+    sizes = {} if fixed else _dynamic_axes(name, whole, examples, options.axes)
     specs = tuple(_spec(key, value, sizes) for key, value in examples.items())
+    pool = None if options.example is None else _examples.read(options.example, specs)
     return assemble(
         Parts(
             name=name,
             modality="tensor",
             module=module,
             inputs=specs,
-            make_inputs=TensorInput(specs, examples).make,
+            make_inputs=TensorInput(specs, examples, pool).make,
             sizes=sizes,
             preprocess={"kind": "none"},
             pooling=options.pooling or "none",
@@ -136,10 +144,13 @@ def _spec(name: str, example: Tensor, sizes: Mapping[str, Sequence[int]]) -> Ten
     return TensorSpec(name, str(example.dtype).removeprefix("torch."), ("batch", *shape))
 
 
-def _dynamic_axes(name: str, module: nn.Module, examples: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _dynamic_axes(
+    name: str, module: nn.Module, examples: Mapping[str, Tensor], axes: Mapping[str, str] | None = None
+) -> dict[str, tuple[int, ...]]:
     """Axes whose size may change, with sizes that were seen to work; the embedding's shape must stay.
 
-    Axes of one name and one size in several inputs change together (ids and their mask).
+    Axes of one name and one size in several inputs change together (ids and their mask). ``axes`` are sizes asked for
+    by axis (`_axes.asked`); else they grow from the example's as far as a proof stays quick.
     """
     with explained(name, examples), torch.inference_mode():
         want = module(**examples).shape
@@ -156,7 +167,33 @@ def _dynamic_axes(name: str, module: nn.Module, examples: Mapping[str, Tensor]) 
         working = [trial for trial in trials if _works(module, examples, axis, trial, want)]
         if size + 1 in working and 2 * size in working:
             dynamic[axis] = tuple(n for n in working if n != size + 1)
-    return dynamic
+    given = _axes.asked(axes, dynamic, {})
+
+    elements = max(
+        example[0].numel() * (1 if example.is_floating_point() else _axes.ELEMENTS_OF_ID)
+        for example in examples.values()
+    )
+    factor = (_axes.ELEMENTS / elements) ** (1 / max(1, len(dynamic)))  # by which all axes together may grow
+
+    def reaching(axis: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        most = int(sizes[-1] // 2 * factor)
+        return _reaching(axis, sizes, given.get(axis), most, lambda n: _works(module, examples, axis, n, want))
+
+    return {axis: reaching(axis, sizes) for axis, sizes in dynamic.items()}
+
+
+def _reaching(
+    axis: str, sizes: tuple[int, ...], given: range | None, most: int, works: Callable[[int], bool]
+) -> tuple[int, ...]:
+    """The sizes out to those that were asked for, else as far as they grow below ``most``."""
+    if given is None:
+        return tuple(sorted({*sizes, _axes.grow(sizes[-1], works, most)}))
+    for size in (given[0], given[-1]):
+        if not works(size):
+            raise SourceError(
+                f"the model fails at {axis} {size}, which was asked for", hint="ask for sizes that it takes"
+            )
+    return tuple(sorted({given[0], *(n for n in sizes if n in given), given[-1]}))
 
 
 def _works(module: nn.Module, examples: Mapping[str, Tensor], axis: str, size: int, want: torch.Size) -> bool:

@@ -301,10 +301,10 @@ def test_a_failing_operator_is_named(tmp_path):
         open_source(linear_onnx(tmp_path / "warp.onnx", operator="Warp"))
 
 
-def test_an_onnx_model_of_a_fixed_batch_is_refused(tmp_path):
+def test_an_onnx_model_of_a_fixed_batch_is_made_dynamic(tmp_path):
     pytest.importorskip("onnx")
-    with pytest.raises(SourceError, match="fixed at 1"):
-        open_source(linear_onnx(tmp_path / "fixed.onnx", batch=1))
+    source = open_source(linear_onnx(tmp_path / "fixed.onnx", batch=1))
+    assert source.card.inputs[0].shape == ("batch", 4)
 
 
 def test_a_damaged_onnx_file_is_named(tmp_path):
