@@ -8,47 +8,14 @@ import numpy as np
 import pytest
 
 from deploykit.errors import RecipeError, SourceError
-from deploykit.graph.export import ExportOptions, export, onnxruntime_runner
 from deploykit.sources import Options, open_source, resolve
 
 onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
 
-F, I32, I64, H, D = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT16, TensorProto.DOUBLE
-RNG = np.random.default_rng(0)
-
-
-def tensor(name, *shape, dtype=np.float32):
-    return numpy_helper.from_array(RNG.standard_normal(shape).astype(dtype), name)
-
-
-def write(path, nodes, inputs, outputs, constants=(), opset=17, **options):
-    """A model from (operator, inputs, outputs, attributes) and (name, type, shape)."""
-    made = [helper.make_node(op, given, got, **attributes) for op, given, got, attributes in nodes]
-    ports = [[helper.make_tensor_value_info(*port) for port in some] for some in (inputs, outputs)]
-    graph = helper.make_graph(made, "graph", *ports, list(constants))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.save(model, path, **options)
-    return str(path)
-
-
-def given(path, feeds, output, rows=True):
-    """What the file gives, for each row of the feeds alone."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    if not rows:
-        return session.run([output], feeds)[0]
-    count = len(next(iter(feeds.values())))
-    return np.concatenate([session.run([output], {k: v[i : i + 1] for k, v in feeds.items()})[0] for i in range(count)])
-
-
-def exported(spec, tmp_path, feeds, **options):
-    """The source, and what the exported model gives for the feeds."""
-    source = open_source(spec, Options(**options))
-    found, _ = export(source, ExportOptions(), tmp_path)
-    with onnxruntime_runner(found.model, source.card) as run:
-        return source, found, run(feeds)
+from tests.sources.onnx_files import I64, D, F, H, exported, floats, given, tensor, write  # noqa: E402
 
 
 def linear(path, dims, opset=17, kind=F):
@@ -62,10 +29,6 @@ def linear(path, dims, opset=17, kind=F):
         [tensor("w", 4, 3, dtype=dtype)],
         opset,
     )
-
-
-def floats(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
 
 
 def test_a_batch_of_minus_one_is_dynamic(tmp_path):
@@ -92,9 +55,10 @@ def test_a_batch_fixed_at_one_is_made_dynamic_and_told(tmp_path):
     np.testing.assert_allclose(got, given(spec, {"x": x}, "y"), atol=1e-5)
 
 
-def test_what_mixes_a_batch_runs_one_input_at_a_time(tmp_path):
-    spec = write(
-        tmp_path / "mixed.onnx",
+def mixed(path):
+    """What it gives for an input depends on the others of its batch."""
+    return write(
+        path,
         [
             ("ReduceMax", ["x"], ["largest"], {"axes": [0, 1], "keepdims": 1}),
             ("Div", ["x", "largest"], ["scaled"], {}),
@@ -104,10 +68,26 @@ def test_what_mixes_a_batch_runs_one_input_at_a_time(tmp_path):
         [("y", F, ["batch", 3])],
         [tensor("w", 4, 3)],
     )
+
+
+def test_what_mixes_a_batch_runs_one_input_at_a_time(tmp_path):
+    spec = mixed(tmp_path / "mixed.onnx")
     source, found, got = exported(spec, tmp_path, {"x": (x := floats(1, 4))})
     assert source.card.inputs[0].shape == (1, 4)
     assert any("one input at a time" in note for note in found.notes)
     np.testing.assert_allclose(got, given(spec, {"x": x}, "y"), rtol=1e-4)
+
+
+def test_a_bundle_of_one_input_at_a_time_encodes_many(tmp_path, monkeypatch):
+    import deploykit
+
+    monkeypatch.setenv("DEPLOYKIT_STORE", str(tmp_path / "store"))
+    spec = mixed(tmp_path / "mixed.onnx")
+    np.savez(tmp_path / "x.npz", x=(x := 2 + np.abs(floats(12, 4))))
+    bundle = deploykit.export(spec, output=tmp_path / "b", calibration=tmp_path / "x.npz", precisions=["fp32"])
+    with deploykit.load(bundle.root) as encoder:
+        got = encoder.encode({"x": x})
+    np.testing.assert_allclose(got, given(spec, {"x": x}, "y"), rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_of_four_that_cannot_be_freed_is_refused(tmp_path):
@@ -299,105 +279,6 @@ def test_inputs_and_outputs_are_float32(tmp_path, kind):
     assert got.dtype == np.float32
     want = given(spec, {"x": x.astype(np.float16 if kind == H else np.float64)}, "y")
     np.testing.assert_allclose(got, want, atol=5e-3 if kind == H else 1e-6)
-
-
-def embedder(path, dtype, dims):
-    return write(
-        path,
-        [
-            ("Cast", ["ids"], ["wide"], {"to": I64}),
-            ("Gather", ["table", "wide"], ["tokens"], {}),
-            ("ReduceMean", ["tokens"], ["y"], {"axes": [1], "keepdims": 0}),
-        ],
-        [("ids", dtype, dims)],
-        [("y", F, [dims[0], 6])],
-        [tensor("table", 50, 6)],
-    )
-
-
-@pytest.mark.parametrize("dtype", [I32, I64])
-def test_integers_take_the_rows_of_their_table(tmp_path, dtype):
-    source = open_source(embedder(tmp_path / "ids.onnx", dtype, ["a", "b"]))
-    ids = source.make_inputs(8, {"length": 64}, 0)["ids"]
-    assert str(ids.dtype) == ("torch.int32" if dtype == I32 else "torch.int64")
-    assert ids.max() > 40
-    assert ids.max() < 50
-
-
-def test_integers_compared_with_each_class_take_all_of_them(tmp_path):
-    spec = write(
-        tmp_path / "onehot.onnx",
-        [
-            ("Unsqueeze", ["ids", "last"], ["column"], {}),
-            ("Equal", ["column", "classes"], ["hot"], {}),
-            ("Cast", ["hot"], ["float"], {"to": F}),
-            ("MatMul", ["float", "w"], ["tokens"], {}),
-            ("ReduceMean", ["tokens"], ["y"], {"axes": [1], "keepdims": 0}),
-        ],
-        [("ids", I32, ["batch", 9])],
-        [("y", F, ["batch", 3])],
-        [
-            tensor("w", 30, 3),
-            numpy_helper.from_array(np.arange(30, dtype=np.int32)[None, None], "classes"),
-            numpy_helper.from_array(np.array([2], np.int64), "last"),
-        ],
-    )
-    ids = open_source(spec).make_inputs(32, {}, 0)["ids"]
-    assert (int(ids.min()), int(ids.max())) == (0, 29)
-
-
-def test_axes_without_names_are_found(tmp_path):
-    spec = embedder(tmp_path / "ids.onnx", I64, [None, None])
-    ids = RNG.integers(0, 50, (5, 11))
-    source, _, got = exported(spec, tmp_path, {"ids": ids})
-    assert source.card.inputs[0].shape == ("batch", "length")
-    assert source.card.limits.axes["length"][1] >= 2048
-    np.testing.assert_allclose(got, given(spec, {"ids": ids}, "y"), atol=1e-5)
-
-
-def test_a_width_without_a_size_is_what_the_weights_take(tmp_path):
-    spec = write(
-        tmp_path / "open.onnx",
-        [("MatMul", ["x", "w"], ["h"], {}), ("ReduceMean", ["h"], ["y"], {"axes": [1], "keepdims": 0})],
-        [("x", F, [None, None, None])],
-        [("y", F, [None, 3])],
-        [tensor("w", 80, 3)],
-    )
-    source = open_source(spec)
-    assert source.card.inputs[0].shape == ("batch", "length", 80)
-
-
-@pytest.mark.parametrize(("asked", "limits"), [({"length": "1:3000"}, (1, 3000)), ({"b": "5:9"}, (5, 9))])
-def test_sizes_are_asked_for_by_either_name(tmp_path, asked, limits):
-    source = open_source(embedder(tmp_path / "ids.onnx", I64, ["a", "b"]), Options(axes=asked))
-    assert source.card.limits.axes["length"] == limits
-
-
-@pytest.mark.parametrize("axes", [{"width": "3"}, {"length": "9:3"}, {"length": "many"}])
-def test_wrong_sizes_are_refused(tmp_path, axes):
-    with pytest.raises(SourceError, match=next(iter(axes))):
-        open_source(embedder(tmp_path / "ids.onnx", I64, ["a", "b"]), Options(axes=axes))
-
-
-def test_examples_are_what_is_proven(tmp_path):
-    np.savez(tmp_path / "real.npz", ids=np.full((4, 10), 7, np.int32))
-    spec = embedder(tmp_path / "ids.onnx", I64, ["a", "b"])
-    source = open_source(spec, Options(example=str(tmp_path / "real.npz")))
-    assert set(source.make_inputs(5, {"length": 23}, 3)["ids"].flatten().tolist()) == {7}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "said"),
-    [
-        ({"id": np.zeros((4, 3), np.int64)}, "no input"),
-        ({"ids": np.zeros((4, 3, 2), np.int64)}, "expected"),
-        ({"ids": np.zeros((4, 3))}, "float64"),
-    ],
-)
-def test_examples_that_do_not_fit_are_refused(tmp_path, arrays, said):
-    np.savez(tmp_path / "real.npz", **arrays)
-    with pytest.raises(SourceError, match=said):
-        open_source(embedder(tmp_path / "ids.onnx", I64, ["a", "b"]), Options(example=str(tmp_path / "real.npz")))
 
 
 def branching(path, condition):
