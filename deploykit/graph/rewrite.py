@@ -6,6 +6,8 @@ programs. `clean` takes all of this out; what it leaves is the plain arithmetic 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _ROUNDS = 5
+_NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
+_NEARLY, _APART = 1e-4, "Apart"
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -47,7 +51,8 @@ def clean_ir(model: ir.Model) -> None:
     # Each round opens something for the next: a folded constant, a transpose of a transpose. Two or three settle it.
     for number in range(_ROUNDS):
         # The rounds repeat it anyway; twice in each is most of the time that a large graph takes.
-        optimizer.optimize(model, num_iterations=1 if number else 2)
+        with _nearly_nothing_apart(graph):
+            optimizer.optimize(model, num_iterations=1 if number else 2)
         fold_branches(graph)
         transforms_to_products(graph)
         einsums_to_products(graph)
@@ -62,6 +67,25 @@ def clean_ir(model: ir.Model) -> None:
         if after == before:
             break
         before = after
+
+
+@contextmanager
+def _nearly_nothing_apart(graph: ir.Graph) -> Iterator[None]:
+    """Keep ``log(x + 1e-10)`` from the optimizer, which takes such a constant for the 0 that can be left out."""
+    apart = {node: node.op_type for node in graph.all_nodes() if node.op_type in _NEUTRAL and _is_nearly_neutral(node)}
+    for node, operator in apart.items():
+        node.op_type = operator + _APART
+    try:
+        yield
+    finally:
+        for node in graph.all_nodes():
+            node.op_type = node.op_type.removesuffix(_APART)
+
+
+def _is_nearly_neutral(node: ir.Node) -> bool:
+    arrays = [array for value in node.inputs if (array := array_of(value)) is not None and array.size == 1]
+    off = [abs(float(array.reshape(-1)[0]) - _NEUTRAL[node.op_type]) for array in arrays]
+    return any(0 < distance < _NEARLY for distance in off)
 
 
 def tidy(model: ir.Model) -> None:
