@@ -200,7 +200,7 @@ ROWS = (
         "arabic-name-romanizer",
         "arabic_name_romanizer/resources/encoder.onnx",
         "hidden_out",
-        lambda n: {"src": _ids(n, 40), "src_mask": np.ones((n, 12), bool)},
+        lambda n: {"src": _ids(n, 40), "src_mask": np.zeros((n, 12), bool)},
         ("--output-name", "hidden_out", "--axis", "length=2:64"),
     ),
     Row(
