@@ -139,5 +139,6 @@ def test_building_says_which_extra_is_missing(bare: Path, tmp_path: Path) -> Non
     command = [str(bare), "-I", "-m", "deploykit", "export", str(model), "-o", str(tmp_path / "out.bundle")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)})
     assert done.returncode == 4, done.stderr
-    assert 'pip install "torch>=' in done.stderr
+    assert "→ pip install " in done.stderr
+    assert '"torch>=' in done.stderr
     assert "Traceback" not in done.stderr

@@ -136,7 +136,7 @@ def test_a_missing_nncf_is_named_with_what_installs_it(bert, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(MissingError, match="NNCF") as error:
         quantize(Task(bert.path, bert.card, "openvino", singles(bert)), Options(), tmp_path)
-    assert error.value.hint == 'pip install "deploykit[int8]"'
+    assert error.value.hint == 'pip install "nncf>=3.4"'
     assert not list(tmp_path.iterdir())
 
 
