@@ -61,8 +61,8 @@ def test_another_start_is_another_run(tmp_path, data, first):
 @pytest.mark.parametrize(
     ("change", "fact"),
     [
-        ({"encoder": {"heads": 4}}, "encoder.heads is 2, the recipe's 4"),
-        ({"encoder": {"width": 32}}, "encoder.width is 24, the recipe's 32"),
+        ({"encoder": {"heads": 2}}, "encoder.heads is 4, the recipe's 2"),
+        ({"encoder": {"width": 64}}, "encoder.width is 32, the recipe's 64"),
         ({"modality": {"length": 16}}, "'positions' has shape"),
     ],
 )
