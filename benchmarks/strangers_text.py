@@ -291,35 +291,51 @@ def _hub_cache(place: Path) -> Case:
 
 
 _ADAPTER = {"peft_type": "LORA", "task_type": "FEATURE_EXTRACTION", "r": 2, "lora_alpha": 4}
+_ADAPTED = "base_model.model.encoder.layer.0.attention.self.query"
+
+
+def _adapter_files(folder: Path, base: Path) -> None:
+    """A LoRA adapter of one projection of ``base``, as peft writes it, in ``folder``."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = {**_ADAPTER, "base_model_name_or_path": str(base), "target_modules": ["query"]}
+    write_json(folder / "adapter_config.json", config)
+    made = {f"{_ADAPTED}.lora_A.weight": torch.randn(2, 48), f"{_ADAPTED}.lora_B.weight": torch.randn(48, 2)}
+    save_file(made, folder / "adapter_model.safetensors")
+
+
+def _as_merged(base: Path, adapter: Path, merged: Path) -> Case:
+    """The adapter's folder, judged by transformers on the base with alpha / r * B A added (Hu et al. 2021)."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoTokenizer
+
+    model, added = AutoModel.from_pretrained(base), load_file(adapter / "adapter_model.safetensors")
+    weight = model.encoder.layer[0].attention.self.query.weight
+    scale = _ADAPTER["lora_alpha"] / _ADAPTER["r"]
+    with torch.no_grad():
+        weight += scale * added[f"{_ADAPTED}.lora_B.weight"] @ added[f"{_ADAPTED}.lora_A.weight"]
+    model.save_pretrained(merged)
+    AutoTokenizer.from_pretrained(base).save_pretrained(merged)
+    return Case(adapter, mean(merged).calls)
 
 
 @ROWS.row("peft-adapter-alone")
 def _adapter(place: Path) -> Case:
-    import torch
-    from safetensors.torch import save_file
-
     base = bert(place / "base")
-    folder = place / "adapter"
-    config = {**_ADAPTER, "base_model_name_or_path": str(base), "target_modules": ["query"]}
-    write_json(folder / "adapter_config.json", config)
-    stem = "base_model.model.encoder.layer.0.attention.self.query"
-    weights = {f"{stem}.lora_A.weight": torch.randn(2, 48), f"{stem}.lora_B.weight": torch.randn(48, 2)}
-    save_file(weights, folder / "adapter_model.safetensors")
-    return Case(folder)
+    _adapter_files(place / "adapter", base)
+    return _as_merged(base, place / "adapter", place / "merged")
 
 
 @ROWS.row("peft-adapter-beside-its-base")
 def _adapter_beside(place: Path) -> Case:
-    import torch
-    from safetensors.torch import save_file
+    from shutil import copytree
 
     folder = bert(place / "base")
-    config = {**_ADAPTER, "base_model_name_or_path": str(folder), "target_modules": ["query"]}
-    write_json(folder / "adapter_config.json", config)
-    stem = "base_model.model.encoder.layer.0.attention.self.query"
-    weights = {f"{stem}.lora_A.weight": torch.randn(2, 48), f"{stem}.lora_B.weight": torch.randn(48, 2)}
-    save_file(weights, folder / "adapter_model.safetensors")
-    return Case(folder)
+    plain = copytree(folder, place / "plain")
+    _adapter_files(folder, folder)
+    return _as_merged(plain, folder, place / "merged")
 
 
 _OWN_CODE = '''

@@ -88,6 +88,11 @@ def load(
     ``pooling_is_explicit``: the folder's own files name a pooling, so a decoder is meant to be used as an encoder.
     The arguments are those of ``from_pretrained`` of the model and of its config, if the folder names any.
     """
+    if (folder / "adapter_config.json").exists():
+        raise SourceError(  # transformers applies it where peft is installed, and drops it without a word elsewhere
+            f"{folder} holds a whole model and an adapter for it, and nothing says which is meant",
+            hint="kind = 'peft' in [source] of a recipe merges it; for the model alone, move adapter_config.json away",
+        )
     settings = read_table(folder / "config.json")
     _check_architecture(folder, settings, options, pooling_is_explicit)
     try:

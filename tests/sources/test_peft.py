@@ -111,3 +111,18 @@ def test_what_cannot_be_merged_is_refused(adapter, changes, said):
         folder, _ = adapter(**changes)
     with pytest.raises(SourceError, match=said):
         open_source(str(folder), Options(pooling="mean"))
+
+
+def test_an_adapter_beside_its_whole_base_is_never_dropped_without_a_word(models, adapter):
+    import shutil
+
+    folder, (a, b) = adapter()
+    shutil.copytree(models("bert"), folder, dirs_exist_ok=True)
+    with pytest.raises(SourceError, match="a whole model and an adapter") as caught:
+        open_source(str(folder), Options(pooling="mean"))
+    assert "kind = 'peft'" in caught.value.hint
+    source = open_source(str(folder), Options(kind="peft", pooling="mean"))
+    inputs = source.make_inputs(1, {"length": 9}, 0)
+    with torch.inference_mode():
+        want = merged_by_hand(models, a, b, 3.0)(**inputs).last_hidden_state.mean(1)
+        torch.testing.assert_close(source.module(**inputs), want, rtol=1e-5, atol=1e-5)
