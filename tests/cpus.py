@@ -12,6 +12,7 @@ AVX2 = frozenset({"avx", "avx2", "fma"})
 VNNI = AVX2 | {"avx512f", "avx512_vnni"}
 BF16 = VNNI | {"avx512_bf16"}
 
+HAS_BF16 = not hardware.cpu_features().isdisjoint({"amx_bf16", "avx512_bf16"})
 #: Whether int8 kernels of this CPU add products in 32 bits; others saturate where a weight has all of its 8 bits.
 ADDS_EXACTLY = adds_int8_exactly()
 #: ``cpu`` of the int8 precisions that gives exact sums here: all 8 bits of a weight, or 7.
