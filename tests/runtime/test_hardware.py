@@ -5,6 +5,12 @@ import pytest
 from deploykit.runtime import hardware
 
 
+@pytest.fixture(autouse=True)
+def _no_limit_of_instructions(monkeypatch):
+    """What these tests read is theirs, also where the suite runs under a limit."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+
+
 def test_x86_flags_are_read(tmp_path):
     (tmp_path / "cpuinfo").write_text("model name\t: Some Xeon\nflags\t\t: fpu avx2 amx_bf16\n")
     cpu = hardware.cpu(tmp_path / "cpuinfo", "AMD64")
